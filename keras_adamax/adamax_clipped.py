@@ -1,0 +1,1256 @@
+"""`AdamaxClipped`: hyperparameters, state and configuration."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_adamax import (
+    _validation,
+    exclusions,
+    hyperparameters,
+    kernels,
+    saved_state,
+    statistics,
+    update_rule,
+)
+from keras_adamax.hyperparameters import LiveHyperparameters, LiveNumber
+from keras_adamax.statistics import ClipStatistics
+
+Tensor = Any
+
+_READ_ONLY = frozenset(
+    {
+        "clip_gradients",
+        "bias_correction",
+        "exclude_from_clipping",
+        "track_clip_rate",
+        "skip_nonfinite",
+        "clipnorm",
+        "clipvalue",
+        "global_clipnorm",
+        "use_ema",
+        "ema_momentum",
+        "ema_overwrite_frequency",
+        "gradient_accumulation_steps",
+    }
+)
+
+
+@keras.saving.register_keras_serializable("keras_adamax")
+class AdamaxClipped(keras.optimizers.Optimizer):
+    """Adamax that clips each gradient element by its own past.
+
+    Use it where gradients are spiky - recurrent networks, long sequences, tiny
+    batches - and a clipping threshold would have to be guessed. An element may
+    exceed the running maximum of its weight's past gradients by no more than
+    `clip_multiplier`; the bound adapts to every weight by itself.
+
+    For a weight `w` with gradient `g`, first moment `m` and infinity norm `u`
+    (both start at 0):
+
+        bound = clip_multiplier * u + clip_epsilon
+        g = clip(g, -bound, bound)
+        m = beta_1 * m + (1 - beta_1) * g
+        u = max(beta_2 * u, |g|)
+        w = w - learning_rate * m / (u + epsilon)
+
+    `u` starts at 0, so the first gradient is cut to `clip_epsilon`, and the
+    bound then grows by at most the multiplier a step: some dozens of steps of
+    built-in warm-up, in which nearly every element is clipped.
+
+    State and arithmetic are float32 for float16 and bfloat16 weights. Sparse
+    gradients (`tf.IndexedSlices`, JAX's `BCOO`, torch's sparse COO, all of
+    whole rows) are handled lazily: rows with the same index are summed, and
+    only the rows that appear decay, clip and move.
+
+    Args:
+        learning_rate: Step size. Float or integer >= 0, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. Keras evaluates a schedule at the number of
+            calls, micro-steps of gradient accumulation included. Defaults to
+            `0.001`.
+        beta_1: Decay rate of the first moment. Number in [0, 1) or a
+            schedule. Defaults to `0.9`.
+        beta_2: Decay rate of the infinity norm. Number in [0, 1) or a
+            schedule. Defaults to `0.999`.
+        epsilon: Added to the infinity norm before the division. Number >= 0.
+            Defaults to `1e-8`.
+        clip_gradients: Whether gradients are clipped. `False` leaves Adamax.
+            Defaults to `True`.
+        clip_multiplier: How much larger than the running maximum of its past
+            a gradient element may be. Number >= 1 or a schedule, whose values
+            are held at 1 from below. Defaults to `1.2`.
+        clip_epsilon: Added to the bound, in units of the gradient; lets a
+            weight start that had no gradient so far. Number >= 0 or a
+            schedule. Defaults to `1e-4`.
+        bias_correction: Whether the step is divided by
+            `1 - beta_1^t` (by one minus the product of all values so far,
+            where `beta_1` is a schedule). Defaults to `False`, as in the
+            original.
+        exclude_from_clipping: List of regular expressions; a variable whose
+            path one of them matches (`re.search`) is updated without
+            clipping. Each must match a variable when the optimizer is built.
+            Defaults to `None`.
+        track_clip_rate: Whether clipped elements are counted, see
+            `clip_rates`. Defaults to `True`.
+        skip_nonfinite: Whether a call of `apply` in which any gradient has a
+            NaN or an Inf is skipped as a whole: it adds one to
+            `skipped_steps()` and changes nothing else in the optimizer or its
+            variables. What the forward pass changed (BatchNormalization's
+            averages, seeds, metrics) stays changed. Defaults to `False`:
+            NaN spreads, and an Inf is clipped like any oversized element.
+        weight_decay: `None` or a number >= 0, see Keras. It is dense: it
+            moves the rows that a sparse gradient leaves alone, too. Defaults
+            to `None`.
+        clipnorm: `None` or a number > 0: Keras's clipping of each gradient's
+            norm, before ours. Only one of the three can be set. Defaults to
+            `None`.
+        clipvalue: `None` or a number > 0: Keras's clipping of each element,
+            before ours. Defaults to `None`.
+        global_clipnorm: `None` or a number > 0: Keras's clipping of the norm
+            of all gradients, before ours. Defaults to `None`.
+        use_ema: Whether Keras keeps a moving average of the weights. Defaults
+            to `False`.
+        ema_momentum: Number in [0, 1], see Keras. Defaults to `0.99`.
+        ema_overwrite_frequency: `None` or an integer >= 1, see Keras. Defaults
+            to `None`.
+        loss_scale_factor: `None` or a number > 0, see Keras. Defaults to
+            `None`.
+        gradient_accumulation_steps: `None` or an integer >= 2, see Keras.
+            Defaults to `None`.
+        name: Name of the optimizer. Defaults to `"adamax_clipped"`.
+
+    `learning_rate`, `beta_1`, `beta_2`, `epsilon`, `clip_multiplier`,
+    `clip_epsilon` and `weight_decay` can be set on a live optimizer where they
+    are numbers, and take effect in the next step. Everything else is
+    read-only.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import keras, keras_adamax
+        >>> optimizer = keras_adamax.AdamaxClipped(
+        ...     learning_rate=0.5, clip_multiplier=2.0, clip_epsilon=0.25
+        ... )
+        >>> weight = keras.Variable([1.0], name="weight")
+        >>> gradient = keras.ops.convert_to_tensor([4.0])
+        >>> optimizer.apply([gradient], [weight])
+        >>> optimizer.clip_rates()
+        {'weight': 1.0}
+        >>> print(keras.ops.convert_to_numpy(weight))
+        [0.95]
+
+    References:
+        - [Kingma & Ba, 2014](https://arxiv.org/abs/1412.6980), section 7.1.
+          Differs: epsilon is added in the division.
+        - [Freivalds & Liepins, 2017](https://arxiv.org/abs/1702.08727): the
+          clipping, and no bias correction.
+    """
+
+    beta_1 = LiveNumber("Decay rate of the first moment, or its schedule.")
+    beta_2 = LiveNumber("Decay rate of the infinity norm, or its schedule.")
+    epsilon = LiveNumber("Added to the infinity norm before the division.")
+    clip_multiplier = LiveNumber("Growth of the bound, or its schedule.")
+    clip_epsilon = LiveNumber("Added to the bound, or its schedule.")
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: float | LearningRateSchedule = 0.9,
+        beta_2: float | LearningRateSchedule = 0.999,
+        epsilon: float = 1e-8,
+        clip_gradients: bool = True,
+        clip_multiplier: float | LearningRateSchedule = 1.2,
+        clip_epsilon: float | LearningRateSchedule = 1e-4,
+        bias_correction: bool = False,
+        exclude_from_clipping: Sequence[str] | None = None,
+        track_clip_rate: bool = True,
+        skip_nonfinite: bool = False,
+        weight_decay: float | None = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str = "adamax_clipped",
+        **kwargs: Any,
+    ):
+        if kwargs:
+            raise ValueError(
+                "AdamaxClipped does not have the argument(s) "
+                f"{', '.join(map(repr, kwargs))}. Received: {kwargs}."
+            )
+        learning_rate = hyperparameters.check("learning_rate", learning_rate)
+        live = LiveHyperparameters(
+            {
+                name: hyperparameters.check(name, value)
+                for name, value in {
+                    "beta_1": beta_1,
+                    "beta_2": beta_2,
+                    "epsilon": epsilon,
+                    "clip_multiplier": clip_multiplier,
+                    "clip_epsilon": clip_epsilon,
+                    "weight_decay": weight_decay,
+                }.items()
+            }
+        )
+        clip_gradients = _validation.check_bool(
+            "clip_gradients", clip_gradients
+        )
+        if clip_gradients and (
+            np.float32(live.written.get("clip_epsilon", 1.0)) == 0
+        ):
+            warnings.warn(
+                "With clip_epsilon=0 no weight ever moves: the bound starts at "
+                "0 and can only grow from a gradient that it lets through. "
+                f"Received: clip_epsilon={clip_epsilon!r}, "
+                "clip_gradients=True.",
+                stacklevel=2,
+            )
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(
+                "`name` must be a string without '/', and not empty. "
+                f"Received: name={name!r}."
+            )
+        is_schedule = callable(learning_rate)
+        super().__init__(
+            # Keras keeps a number in a variable. A schedule gets one as well
+            # (unused), so that the layout of the state is the same, and a
+            # wrapper's positional state survives a change of the kind.
+            learning_rate=0.0 if is_schedule else float(learning_rate),
+            clipnorm=_positive("clipnorm", clipnorm),
+            clipvalue=_positive("clipvalue", clipvalue),
+            global_clipnorm=_positive("global_clipnorm", global_clipnorm),
+            use_ema=_validation.check_bool("use_ema", use_ema),
+            ema_momentum=_validation.check_number(
+                "ema_momentum", ema_momentum, minimum=0, maximum=1
+            ),
+            ema_overwrite_frequency=_validation.check_optional_integer(
+                "ema_overwrite_frequency", ema_overwrite_frequency, minimum=1
+            ),
+            loss_scale_factor=_positive("loss_scale_factor", loss_scale_factor),
+            gradient_accumulation_steps=_validation.check_optional_integer(
+                "gradient_accumulation_steps",
+                gradient_accumulation_steps,
+                minimum=2,
+            ),
+            name=name,
+        )
+        self._kernel = kernels.load()
+        self._live = live
+        self._learning_rate_variable = self._learning_rate
+        self._written_learning_rate = 0.0 if is_schedule else learning_rate
+        if is_schedule:
+            self._learning_rate = learning_rate
+        self.clip_gradients = clip_gradients
+        self.bias_correction = _validation.check_bool(
+            "bias_correction", bias_correction
+        )
+        self.exclude_from_clipping = exclusions.check_patterns(
+            "exclude_from_clipping", exclude_from_clipping
+        )
+        self.track_clip_rate = _validation.check_bool(
+            "track_clip_rate", track_clip_rate
+        )
+        self.skip_nonfinite = _validation.check_bool(
+            "skip_nonfinite", skip_nonfinite
+        )
+        self._add_scalar_variables()
+        self._paths: tuple[str, ...] = ()
+        self._unmatched_patterns: tuple[str, ...] = ()
+        self._pending_state: saved_state.SavedState | None = None
+        self._clip_rate_origin: ClipStatistics | None = None
+        self._excluded_from_weight_decay_by_user = False
+        self._awaits_state = False
+        self._learning_rate_is_set = False
+        self._weight_decay_readers = 0
+        self._is_constructed = True
+
+    def _add_scalar_variables(self) -> None:
+        dtype = "float64" if keras.config.floatx() == "float64" else "float32"
+        packed = self.add_variable(
+            shape=(len(hyperparameters.PACKED),),
+            initializer=keras.initializers.Constant(
+                self._live.packed.astype(dtype)
+            ),
+            dtype=dtype,
+            aggregation="only_first_replica",
+            name="hyperparameters",
+        )
+        self._live.attach(packed)
+        self._hyperparameters = packed
+        self._log_beta_1_product = self.add_variable(
+            shape=(),
+            dtype=dtype,
+            aggregation="only_first_replica",
+            name="log_beta_1_product",
+        )
+        self._skipped_steps = self.add_variable(
+            shape=(),
+            dtype="int32",
+            aggregation="only_first_replica",
+            name="skipped_steps",
+        )
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Creates the state for a list of variables.
+
+        A list without any is not remembered: Keras builds with an empty one
+        when it loads a whole-model `.h5` file, and the optimizer is then built
+        with the model's variables in the first step.
+
+        Args:
+            variables: The trainable variables of the model.
+
+        Raises:
+            ValueError: If a pattern of `exclude_from_clipping` matches none of
+                their paths, or a state loaded before does not fit.
+        """
+        variables = list(variables)
+        if self.built or not variables:
+            return
+        paths = _unique_paths(variables)
+        excluded, unmatched = exclusions.resolve(
+            self.exclude_from_clipping, paths
+        )
+        if unmatched and not self._awaits_state and not self._pending_state:
+            raise exclusions.unmatched_error(
+                "exclude_from_clipping", unmatched, paths
+            )
+        super().build(variables)
+        self._paths = paths
+        self._unmatched_patterns = tuple(unmatched)
+        self._momentums = [
+            self._add_state(variable, "momentum") for variable in variables
+        ]
+        self._norms = [
+            self._add_state(variable, "norm") for variable in variables
+        ]
+        self._clip_counts = self.add_variable(
+            shape=(len(variables), statistics.ROW_LENGTH),
+            dtype="float32",
+            name="clip_counts",
+        )
+        self._exclusions = self.add_variable(
+            shape=(len(variables),),
+            initializer=keras.initializers.Constant(excluded.astype("float32")),
+            dtype="float32",
+            name="clipping_exclusions",
+        )
+        self._restore_pending_state()
+
+    def _add_state(self, variable: Any, name: str) -> Any:
+        if self._overwrite_variable_with_gradient(variable):
+            return None
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if update_rule.compute_dtype(dtype) == dtype:
+            return self.add_variable_from_reference(variable, name=name)
+        path = getattr(variable, "path", variable.name)
+        return self.add_variable(
+            shape=variable.shape,
+            dtype=update_rule.compute_dtype(dtype),
+            layout=getattr(variable, "_layout", None),
+            name=f"{path.replace('/', '_').replace(':', '_')}_{name}",
+        )
+
+    def apply(
+        self,
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any] | None = None,
+    ) -> None:
+        """Updates variables with their gradients.
+
+        Args:
+            grads: A gradient a variable: a tensor, sparse rows, or `None`.
+            trainable_variables: The variables; needed in the first call of an
+                optimizer that was not built.
+        """
+        grads = list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if not self.built and trainable_variables:
+                with keras.name_scope(self.name, caller=self):
+                    self.build(trainable_variables)
+        if self.built:
+            self._restore_pending_state()
+        if self._unmatched_patterns:
+            raise exclusions.unmatched_error(
+                "exclude_from_clipping", self._unmatched_patterns, self._paths
+            )
+        targets = trainable_variables
+        if targets is None:
+            targets = self._trainable_variables if self.built else grads
+        if grads and len(grads) != len(targets):
+            raise ValueError(
+                "`grads` must have a gradient, or None, for each variable. "
+                f"Received: {len(grads)} gradient(s) for {len(targets)} "
+                "variable(s)."
+            )
+        with self._kernel.no_gradient():
+            grads = [
+                self._prepare(gradient, variable)
+                for gradient, variable in zip(grads, targets, strict=False)
+            ]
+            if not self.skip_nonfinite or all(g is None for g in grads):
+                super().apply(grads, trainable_variables)
+                return
+            scale = self.loss_scale_factor
+            present = [g for g in grads if g is not None]
+            self._kernel.apply_if(
+                self._kernel.is_finite(
+                    present if scale is None else [g / scale for g in present]
+                ),
+                self,
+                super().apply,
+                grads,
+                trainable_variables,
+                self._skipped_steps,
+            )
+
+    def _prepare(self, gradient: Any, variable: Any) -> Any:
+        """Makes a sparse gradient one that Keras handles rightly."""
+        if gradient is None or not self._kernel.is_sparse(gradient):
+            return gradient
+        if self.gradient_accumulation_steps:
+            # The gradient itself may not know its shape.
+            return self._kernel.to_dense(gradient, variable.shape)
+        if (
+            self.clipnorm is None
+            and self.clipvalue is None
+            and self.global_clipnorm is None
+            and self.loss_scale_factor is None
+            and not self.skip_nonfinite
+        ):
+            return gradient
+        # A norm is one of summed rows: each sum stands at one occurrence.
+        _, values, is_first = self._kernel.summed_rows(gradient)
+        is_first = ops.reshape(is_first, (-1,) + (1,) * (len(values.shape) - 1))
+        return self._kernel.with_values(
+            gradient, ops.where(is_first, values, ops.zeros_like(values))
+        )
+
+    def stateless_apply(
+        self,
+        optimizer_variables: Sequence[Any],
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any],
+    ) -> tuple[list[Any], list[Any]]:
+        """As `apply`, on values in place of variables (JAX).
+
+        Args:
+            optimizer_variables: A value for each of `self.variables`.
+            grads: A gradient a variable.
+            trainable_variables: A value for each variable.
+
+        Returns:
+            The new values of the variables and of the optimizer's variables.
+        """
+        if not self.built and not trainable_variables:
+            return list(trainable_variables), list(optimizer_variables)
+        return super().stateless_apply(
+            optimizer_variables, grads, trainable_variables
+        )
+
+    # What follows overrides private methods of Keras's optimizers, because
+    # there is no public place for it; `tests/test_keras_hooks.py` fails when
+    # Keras changes them.
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        # Keras's clipping knows dense tensors only (or, of IndexedSlices, some
+        # of it): it gets the values, each row of which is there once.
+        values = [
+            self._kernel.rows(g)[1] if self._kernel.is_sparse(g) else g
+            for g in grads
+        ]
+        return [
+            self._kernel.with_values(g, v) if self._kernel.is_sparse(g) else v
+            for g, v in zip(grads, super()._clip_gradients(values), strict=True)
+        ]
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        self._weight_decay_readers += 1
+        try:
+            super()._apply_weight_decay(variables)
+        finally:
+            self._weight_decay_readers -= 1
+
+    def _backend_update_step(
+        self,
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any],
+        learning_rate: Tensor,
+    ) -> None:
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        if "beta_1" in self._live.schedules:
+            self._log_beta_1_product.assign(
+                self._next_log_beta_1_product(self._log_beta_1_product.dtype)
+            )
+
+    def _next_log_beta_1_product(self, dtype: str) -> Tensor:
+        beta_1 = self._live.tensor("beta_1", self.iterations, dtype)
+        if "beta_1" in self._live.schedules:
+            return ops.cast(self._log_beta_1_product, dtype) + ops.log(beta_1)
+        return ops.cast(self.iterations + 1, dtype) * ops.log(beta_1)
+
+    def update_step(
+        self, gradient: Any, variable: Any, learning_rate: Tensor
+    ) -> None:
+        """Updates one variable; Keras calls it from `apply`.
+
+        Args:
+            gradient: Its gradient, dense or sparse rows.
+            variable: The variable.
+            learning_rate: Scalar.
+        """
+        index = self._get_variable_index(variable)
+        state = (variable, self._momentums[index], self._norms[index])
+        if not self._kernel.is_sparse(gradient):
+            values = [ops.convert_to_tensor(x) for x in state]
+            values = self._update(index, gradient, values, learning_rate)
+            for target, value in zip(state, values, strict=True):
+                self.assign(target, value)
+            return
+        indices, gradient, is_counted = self._kernel.summed_rows(gradient)
+        values = [self._kernel.take_rows(x, indices) for x in state]
+        values = self._update(
+            index, gradient, values, learning_rate, is_counted
+        )
+        for target, value in zip(state, values, strict=True):
+            self._kernel.assign_rows(self, target, indices, value)
+
+    def _update(
+        self,
+        index: int,
+        gradient: Tensor,
+        values: Sequence[Tensor],
+        learning_rate: Tensor,
+        is_counted: Tensor | None = None,
+    ) -> list[Tensor]:
+        """New weight, momentum and norm from old ones; counts the clipped."""
+        weight, momentum, norm = values
+        weight_dtype = keras.backend.standardize_dtype(weight.dtype)
+        dtype = keras.backend.standardize_dtype(momentum.dtype)
+        gradient = ops.cast(gradient, dtype)
+
+        def live(name: str) -> Tensor:
+            return self._live.tensor(name, self.iterations, dtype)
+
+        if self.clip_gradients:
+            is_excluded = ops.convert_to_tensor(self._exclusions)[index] > 0.0
+            bound = update_rule.clip_bound(
+                norm, live("clip_multiplier"), live("clip_epsilon")
+            )
+            bound = ops.where(
+                is_excluded, ops.full_like(bound, math.inf), bound
+            )
+            if self.track_clip_rate:
+                self._count(index, gradient, bound, is_counted, is_excluded)
+            gradient = update_rule.clip(gradient, bound)
+        momentum, norm = update_rule.next_moments(
+            gradient, momentum, norm, live("beta_1"), live("beta_2")
+        )
+        correction = None
+        if self.bias_correction:
+            correction = update_rule.bias_correction_factor(
+                self._next_log_beta_1_product(dtype)
+            )
+        change = update_rule.weight_change(
+            momentum,
+            norm,
+            ops.cast(learning_rate, dtype),
+            live("epsilon"),
+            correction,
+        )
+        weight = ops.cast(ops.cast(weight, dtype) - change, weight_dtype)
+        return [weight, momentum, norm]
+
+    def _count(
+        self,
+        index: int,
+        gradient: Tensor,
+        bound: Tensor,
+        is_counted: Tensor | None,
+        is_excluded: Tensor,
+    ) -> None:
+        clipped = update_rule.is_clipped(gradient, bound)
+        if is_counted is None:
+            counted = math.prod(gradient.shape)
+        else:
+            # A row of the gradient stands for all that had its index.
+            row_size = math.prod(gradient.shape[1:])
+            clipped = ops.logical_and(
+                clipped,
+                ops.reshape(
+                    is_counted, (-1,) + (1,) * (len(gradient.shape) - 1)
+                ),
+            )
+            counted = ops.sum(ops.cast(is_counted, "int32")) * row_size
+        clipped = ops.sum(ops.cast(clipped, "int32"))
+        counted = ops.where(is_excluded, 0, counted)
+        rows = ops.convert_to_tensor(self._clip_counts)
+        row = statistics.add_to_row(rows[index], clipped, counted)
+        self.assign(
+            self._clip_counts,
+            ops.slice_update(rows, (index, 0), ops.expand_dims(row, 0)),
+        )
+
+    # Statistics
+
+    def clip_statistics(self) -> ClipStatistics:
+        """A snapshot of the totals, to measure from with `since`.
+
+        Returns:
+            The number of gradient elements clipped and counted since the
+            optimizer was built, for each variable.
+        """
+        paths, rows = self._paths, np.zeros((0, statistics.ROW_LENGTH))
+        if self.built:
+            rows = self._kernel.to_numpy(self._clip_counts)
+        elif self._pending_state is not None and self._pending_state.paths:
+            paths = tuple(self._pending_state.paths)
+            rows = np.stack(self._pending_state.per_variable("clip_counts"))
+        totals = statistics.totals_from_rows(rows)
+        return ClipStatistics(
+            clipped={p: t[0] for p, t in zip(paths, totals, strict=True)},
+            counted={p: t[1] for p, t in zip(paths, totals, strict=True)},
+        )
+
+    def clip_rates(
+        self, since: ClipStatistics | None = None
+    ) -> dict[str, float]:
+        """The fraction of gradient elements clipped, for each variable.
+
+        Counted are the elements that the clipping was given: of a sparse
+        gradient the summed unique rows, of an excluded variable, a skipped
+        step or an absent gradient none.
+
+        Args:
+            since: A snapshot from `clip_statistics()`. Defaults to the last
+                call of `reset_clip_rates()`, or to the beginning.
+
+        Returns:
+            Variable path to a fraction in [0, 1]; NaN where no element was
+            counted. With `clip_gradients=False` all are 0.
+        """
+        elapsed = self._elapsed(since)
+        if not self.clip_gradients:
+            return dict.fromkeys(elapsed.counted, 0.0)
+        return elapsed.rates()
+
+    def clip_rate(self, since: ClipStatistics | None = None) -> float:
+        """The fraction of all gradient elements clipped.
+
+        Args:
+            since: As for `clip_rates`.
+
+        Returns:
+            A fraction in [0, 1]; NaN where no element was counted.
+        """
+        elapsed = self._elapsed(since)
+        return elapsed.rate() if self.clip_gradients else 0.0
+
+    def _elapsed(self, since: ClipStatistics | None) -> ClipStatistics:
+        now = self.clip_statistics()
+        if since is None:
+            since = self._clip_rate_origin
+        return now if since is None else now.since(since)
+
+    def reset_clip_rates(self) -> None:
+        """Makes `clip_rates()` and `clip_rate()` count from now on.
+
+        The totals go on, so that nobody who measures from a snapshot of his
+        own is disturbed.
+        """
+        now = self.clip_statistics()
+        self._clip_rate_origin = now if now.counted else None
+
+    def skipped_steps(self) -> int:
+        """How many calls of `apply` were skipped (`skip_nonfinite`)."""
+        return int(self._kernel.to_numpy(self._skipped_steps))
+
+    # Hyperparameters
+
+    def _get_live(self, name: str) -> Any:
+        return self._live.get(
+            name, self._kernel.to_numpy(self._hyperparameters)
+        )
+
+    def _set_live(self, name: str, value: Any) -> None:
+        self._live.set(name, value)
+
+    @property
+    def weight_decay(self) -> Any:
+        """Keras's weight decay: `None` or a number."""
+        if self._weight_decay_readers:
+            # Keras reads it while it traces: it gets what is live.
+            return (
+                self._live.tensor(
+                    "weight_decay", self.iterations, self._hyperparameters.dtype
+                )
+                if "weight_decay" in self._live.written
+                else None
+            )
+        return self._get_live("weight_decay")
+
+    @weight_decay.setter
+    def weight_decay(self, value: Any) -> None:
+        # Keras's constructor sets it, before there is anything to set.
+        if getattr(self, "_is_constructed", False):
+            self._set_live("weight_decay", value)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate, as Keras gives it: a variable or a tensor."""
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if callable(value) and not isinstance(value, keras.Variable):
+            if self.built:
+                raise AttributeError(
+                    "`learning_rate` cannot be given a schedule or a callable "
+                    "once the optimizer is built: compiled steps would not "
+                    f"see it. Received: learning_rate={value!r}. Make an "
+                    "optimizer with it."
+                )
+            self._learning_rate = hyperparameters.check("learning_rate", value)
+            return
+        if self._learning_rate is not self._learning_rate_variable:
+            raise TypeError(
+                "`learning_rate` was given a schedule or a callable when the "
+                "optimizer was made, and cannot be set. Make the optimizer "
+                "with a number to set it later. "
+                f"Received: learning_rate={value!r}."
+            )
+        if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
+            value = ops.convert_to_numpy(value)
+        self._written_learning_rate = hyperparameters.check(
+            "learning_rate", value
+        )
+        self._learning_rate_is_set = True
+        self._learning_rate_variable.assign(float(self._written_learning_rate))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _READ_ONLY and getattr(self, "_is_constructed", False):
+            raise AttributeError(
+                f"`{name}` is read-only: compiled steps would not see a "
+                f"change. Received: {name}={value!r}. Make an optimizer with "
+                "it."
+            )
+        super().__setattr__(name, value)
+
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[Any] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
+        """Excludes variables from weight decay, as in Keras.
+
+        The excluded variables are part of the saved state.
+
+        Args:
+            var_list: Variables to exclude.
+            var_names: Regular expressions; a variable whose name one of them
+                matches is excluded.
+        """
+        super().exclude_from_weight_decay(var_list, var_names)
+        self._excluded_from_weight_decay_by_user = True
+
+    # Configuration
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration, with the numbers as they were written."""
+        values = self._kernel.to_numpy(self._hyperparameters)
+        config = {
+            name: self._live.get(name, values)
+            for name in hyperparameters.PACKED
+        }
+        for name, schedule in self._live.schedules.items():
+            config[name] = keras.saving.serialize_keras_object(schedule)
+        return {
+            "learning_rate": self._learning_rate_config(),
+            **config,
+            "clip_gradients": self.clip_gradients,
+            "bias_correction": self.bias_correction,
+            "exclude_from_clipping": (
+                None
+                if self.exclude_from_clipping is None
+                else list(self.exclude_from_clipping)
+            ),
+            "track_clip_rate": self.track_clip_rate,
+            "skip_nonfinite": self.skip_nonfinite,
+            "clipnorm": self.clipnorm,
+            "clipvalue": self.clipvalue,
+            "global_clipnorm": self.global_clipnorm,
+            "use_ema": self.use_ema,
+            "ema_momentum": self.ema_momentum,
+            "ema_overwrite_frequency": self.ema_overwrite_frequency,
+            "loss_scale_factor": self.loss_scale_factor,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "name": self.name,
+        }
+
+    def _learning_rate_config(self) -> Any:
+        if self._learning_rate is not self._learning_rate_variable:
+            return keras.saving.serialize_keras_object(self._learning_rate)
+        return hyperparameters.written_or_shortest(
+            self._written_learning_rate,
+            self._kernel.to_numpy(self._learning_rate_variable),
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> "AdamaxClipped":
+        """Makes an optimizer from `get_config`'s result, which stays as it is.
+
+        Args:
+            config: The configuration.
+            custom_objects: Names of schedules that are not registered.
+        """
+        config = dict(config)
+        for name in ("learning_rate", *hyperparameters.SCHEDULABLE):
+            if isinstance(config.get(name), dict):
+                config[name] = keras.saving.deserialize_keras_object(
+                    config[name], custom_objects=custom_objects
+                )
+        optimizer = cls(**config)
+        # Paths may have changed since the patterns were written; the saved
+        # state, which Keras loads after it has built, says what they matched.
+        optimizer._awaits_state = True
+        return optimizer
+
+    # Saved state
+
+    def _scalars(self) -> dict[str, Any]:
+        return {
+            "iterations": self._iterations,
+            "learning_rate": self._learning_rate_variable,
+            "hyperparameters": self._hyperparameters,
+            "log_beta_1_product": self._log_beta_1_product,
+            "skipped_steps": self._skipped_steps,
+        }
+
+    def _per_variable(self) -> dict[str, Sequence[Any]]:
+        roles: dict[str, Sequence[Any]] = {
+            "momentum": self._momentums,
+            "norm": self._norms,
+        }
+        if self.use_ema:
+            roles["average"] = self._model_variables_moving_average
+        if self.gradient_accumulation_steps:
+            roles["gradient_accumulator"] = self._accumulated_gradients
+        return roles
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the state, each entry with its role, path and shape.
+
+        Args:
+            store: What Keras gives: a mapping from names to arrays.
+        """
+        scalars = {
+            role: self._kernel.to_numpy(variable)
+            for role, variable in self._scalars().items()
+        }
+        scalars["log_beta_1_product"] = self._log_beta_1_product_so_far(scalars)
+        settings = self._settings(scalars)
+        if self._pending_state is not None:
+            saved_state.rewrite(store, self._pending_state, scalars, settings)
+            return
+        per_variable: dict[str, list[np.ndarray | None]] = {}
+        shapes: list[Sequence[int]] = []
+        if self.built:
+            per_variable = {
+                role: [
+                    None if v is None else self._kernel.to_numpy(v)
+                    for v in variables
+                ]
+                for role, variables in self._per_variable().items()
+            }
+            for role, packed in (
+                ("clip_counts", self._clip_counts),
+                ("clipping_exclusion", self._exclusions),
+            ):
+                per_variable[role] = [
+                    np.asarray(x) for x in self._kernel.to_numpy(packed)
+                ]
+            shapes = [tuple(v.shape) for v in self._trainable_variables]
+            settings["not_decayed"] = [
+                i
+                for i, v in enumerate(self._trainable_variables)
+                if not self._use_weight_decay(v)
+            ]
+        saved_state.write(
+            store,
+            scalars=scalars,
+            per_variable=per_variable,
+            paths=self._paths,
+            shapes=shapes,
+            settings=settings,
+        )
+
+    def _settings(self, scalars: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What a saved state says beside its arrays."""
+        pattern = getattr(self, "_exclude_from_weight_decay_pattern", None)
+        origin = self._clip_rate_origin
+        return {
+            "constructed": self._live.constructed,
+            "current": {
+                name: self._live.get(name, scalars["hyperparameters"])
+                for name in self._live.constructed
+            },
+            "learning_rate_is_number": (
+                self._learning_rate is self._learning_rate_variable
+            ),
+            "learning_rate": hyperparameters.written_or_shortest(
+                self._written_learning_rate, scalars["learning_rate"]
+            ),
+            "use_ema": self.use_ema,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "exclude_from_clipping": list(self.exclude_from_clipping or ()),
+            "not_decayed": [],
+            "not_decayed_pattern": pattern and pattern.pattern,
+            "clip_rate_origin": None
+            if origin is None
+            else [
+                [path, origin.clipped[path], origin.counted[path]]
+                for path in origin.counted
+            ],
+        }
+
+    def _log_beta_1_product_so_far(
+        self, scalars: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        # Under a number the variable is not kept; an optimizer with a
+        # schedule that loads the state goes on from what it would be.
+        product = scalars["log_beta_1_product"]
+        if "beta_1" in self._live.schedules:
+            return product
+        updates = int(scalars["iterations"]) // (
+            self.gradient_accumulation_steps or 1
+        )
+        beta_1 = self._live.get("beta_1", scalars["hyperparameters"])
+        logarithm = math.log(beta_1) if beta_1 > 0 else -math.inf
+        return np.asarray(updates * logarithm if updates else 0, product.dtype)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads a state; one of a `keras.optimizers.Adamax`, too.
+
+        An optimizer that is not built keeps it until it is.
+
+        Args:
+            store: What Keras gives: a mapping from names to arrays.
+
+        Raises:
+            ValueError: If the state does not fit, with what does not. Nothing
+                is changed then.
+        """
+        saved = saved_state.read(store)
+        if saved is None:
+            warnings.warn(
+                f"There is no saved state for the optimizer '{self.name}': "
+                "it starts fresh. (The weights were saved without an "
+                "optimizer.)",
+                stacklevel=2,
+            )
+            return
+        if self.built:
+            plan = self._plan(saved)
+            self._restore_scalars(saved)
+            self._restore_variables(saved, plan)
+            self._pending_state = None
+            return
+        if saved.manifest is not None and saved.manifest["paths"]:
+            self._check_settings(saved.manifest)
+        self._restore_scalars(saved)
+        # The state of an optimizer that was never built is all there now.
+        is_complete = saved.kind == "own" and not saved.paths
+        self._pending_state = None if is_complete else saved
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Sets all variables of the optimizer, in the order of `variables`.
+
+        An optimizer that is not built keeps them until it is.
+
+        Args:
+            weights: An array for each of `self.variables`.
+
+        Raises:
+            ValueError: If their number or a shape does not fit.
+        """
+        arrays = [np.asarray(w) for w in weights]
+        variables = self.variables
+        surplus = [] if self.built else arrays[len(variables) :]
+        arrays = arrays if self.built else arrays[: len(variables)]
+        for variable, array in self._plan_positional(variables, arrays):
+            variable.assign(array)
+        packed = self._kernel.to_numpy(self._hyperparameters)
+        for name in self._live.written:
+            self._live.written[name] = self._live.get(name, packed)
+        self._unmatched_patterns = ()
+        self._pending_state = (
+            None if self.built else saved_state.positional(surplus)
+        )
+
+    def _restore_pending_state(self) -> None:
+        """Gives a state that was loaded earlier to the variables."""
+        saved = self._pending_state
+        if saved is None:
+            return
+        # If it does not fit it stays pending, so that the next step raises
+        # the error again in place of starting afresh.
+        with self._kernel.outside_of_graph():
+            self._restore_variables(saved, self._plan(saved))
+        self._pending_state = None
+
+    def _plan(self, saved: saved_state.SavedState) -> "_Plan":
+        """What the variables get from a state; raises if it does not fit."""
+        if saved.kind == "adamax":
+            return self._plan_adamax(saved)
+        if saved.kind == "positional":
+            return _Plan(
+                self._plan_positional(
+                    self._variables[len(self._scalars()) :],
+                    list(saved.variables()),
+                ),
+                has_exclusions=True,
+            )
+        manifest = saved.manifest
+        assert manifest is not None
+        if not saved.paths:
+            if int(saved.scalar("iterations")) != 0:
+                raise ValueError(
+                    "The saved optimizer state does not fit the model: it is "
+                    "of no variables, and the optimizer updates "
+                    f"{len(self._paths)}: {', '.join(self._paths)}."
+                )
+            return _Plan(self._fresh())
+        self._check_settings(manifest)
+        order = saved_state.match(
+            saved.paths,
+            manifest["shapes"],
+            self._paths,
+            [tuple(v.shape) for v in self._trainable_variables],
+        )
+        assignments = []
+        for role, variables in self._per_variable().items():
+            arrays = saved.per_variable(role)
+            for variable, i in zip(variables, order, strict=True):
+                if (variable is None) != (arrays[i] is None):
+                    raise ValueError(
+                        "The saved optimizer state does not fit: "
+                        f"{saved.paths[i]} was saved "
+                        f"{'without' if arrays[i] is None else 'with'} a "
+                        f"{role}, and Keras "
+                        f"{'keeps none' if variable is None else 'needs one'}"
+                        " for it here."
+                    )
+                if variable is not None:
+                    assignments.append((variable, arrays[i]))
+        counts = saved.per_variable("clip_counts")
+        assignments.append(
+            (self._clip_counts, np.stack([counts[i] for i in order]))
+        )
+        has_exclusions = manifest["exclude_from_clipping"] == list(
+            self.exclude_from_clipping or ()
+        )
+        if has_exclusions:
+            excluded = saved.per_variable("clipping_exclusion")
+            assignments.append(
+                (self._exclusions, np.stack([excluded[i] for i in order]))
+            )
+        for variable, array in assignments:
+            if tuple(variable.shape) != np.shape(array):
+                raise saved_state.damaged(
+                    f"what is for {variable.path} of shape "
+                    f"{tuple(variable.shape)} has shape {np.shape(array)}"
+                )
+        return _Plan(assignments, order, has_exclusions)
+
+    def _check_settings(self, manifest: Mapping[str, Any]) -> None:
+        for name in ("use_ema", "gradient_accumulation_steps"):
+            if manifest[name] != getattr(self, name):
+                raise ValueError(
+                    "The saved optimizer state does not fit: it was saved with "
+                    f"{name}={manifest[name]}, and this optimizer has "
+                    f"{name}={getattr(self, name)}. Make it with the same."
+                )
+
+    def _plan_positional(
+        self, variables: Sequence[Any], arrays: Sequence[np.ndarray]
+    ) -> list[tuple[Any, np.ndarray]]:
+        if len(arrays) != len(variables):
+            raise ValueError(
+                "The weights of the optimizer do not fit: there must be "
+                f"{len(variables)} arrays, one for each of "
+                f"{', '.join(v.path for v in variables)}. Received: "
+                f"{len(arrays)}."
+            )
+        plan = list(zip(variables, arrays, strict=True))
+        for variable, array in plan:
+            if tuple(variable.shape) != array.shape:
+                raise ValueError(
+                    "The weights of the optimizer do not fit: "
+                    f"{variable.path} has shape {tuple(variable.shape)}. "
+                    f"Received: an array of shape {array.shape}."
+                )
+        return plan
+
+    def _plan_adamax(self, saved: saved_state.SavedState) -> "_Plan":
+        roles = saved_state.interpret_adamax(
+            saved.arrays,
+            self._paths,
+            [tuple(v.shape) for v in self._trainable_variables],
+            [momentum is not None for momentum in self._momentums],
+            use_ema=self.use_ema,
+            accumulates=self.gradient_accumulation_steps is not None,
+        )
+        if self.bias_correction and "beta_1" in self._live.schedules:
+            raise ValueError(
+                "The saved state of a keras.optimizers.Adamax does not say "
+                "which values beta_1 had, and bias correction under a "
+                "schedule of beta_1 needs their product. Make the optimizer "
+                "with a number as beta_1, or with bias_correction=False."
+            )
+        if self._unmatched_patterns:
+            raise exclusions.unmatched_error(
+                "exclude_from_clipping", self._unmatched_patterns, self._paths
+            )
+        assignments = self._fresh()
+        for role, variables in self._per_variable().items():
+            assignments += [
+                (variable, array)
+                for variable, array in zip(variables, roles[role], strict=True)
+                if variable is not None
+            ]
+        assignments.append((self._iterations, roles["iterations"]))
+        for role in ("log_beta_1_product", "skipped_steps"):
+            assignments.append((self._scalars()[role], np.zeros(())))
+        return _Plan(assignments, learning_rate=roles.get("learning_rate"))
+
+    def _fresh(self) -> list[tuple[Any, np.ndarray]]:
+        """What the variables of a new optimizer hold."""
+        variables = [v for vs in self._per_variable().values() for v in vs]
+        return [
+            (v, np.zeros(v.shape))
+            for v in (*variables, self._clip_counts)
+            if v is not None
+        ]
+
+    def _restore_scalars(self, saved: saved_state.SavedState) -> None:
+        """Restores what needs no built optimizer."""
+        self._learning_rate_is_set = False
+        self._clip_rate_origin = None
+        manifest = saved.manifest
+        if manifest is None:
+            return
+        for role in ("iterations", "skipped_steps"):
+            self._scalars()[role].assign(saved.scalar(role))
+        # It is kept under a schedule only.
+        self._log_beta_1_product.assign(
+            saved.scalar("log_beta_1_product")
+            if "beta_1" in self._live.schedules
+            else 0
+        )
+        # As in Keras, the learning rate is state, and the rest is
+        # configuration: of it, a change since construction is state.
+        if manifest["learning_rate_is_number"]:
+            self._written_learning_rate = manifest["learning_rate"]
+        self._learning_rate_variable.assign(float(self._written_learning_rate))
+        for name, value in manifest["current"].items():
+            if (
+                self._live.constructed.get(name)
+                == manifest["constructed"][name]
+            ):
+                self._live.written[name] = value
+        self._live.assign()
+        pattern = manifest["not_decayed_pattern"]
+        if pattern and not self._excluded_from_weight_decay_by_user:
+            super().exclude_from_weight_decay(var_names=[pattern])
+        origin = manifest["clip_rate_origin"]
+        if origin is not None:
+            self._clip_rate_origin = ClipStatistics(
+                {path: clipped for path, clipped, _ in origin},
+                {path: counted for path, _, counted in origin},
+            )
+
+    def _restore_variables(
+        self, saved: saved_state.SavedState, plan: "_Plan"
+    ) -> None:
+        for variable, array in plan.assignments:
+            variable.assign(array)
+        if plan.has_exclusions:
+            self._unmatched_patterns = ()
+        if plan.learning_rate is not None and not self._learning_rate_is_set:
+            self._written_learning_rate = hyperparameters.written_or_shortest(
+                self._written_learning_rate, plan.learning_rate
+            )
+            self._learning_rate_variable.assign(
+                float(self._written_learning_rate)
+            )
+        if plan.order is None:
+            return
+        manifest = saved.manifest
+        assert manifest is not None
+        if not self._excluded_from_weight_decay_by_user:
+            super().exclude_from_weight_decay(
+                var_list=[
+                    self._trainable_variables[plan.order.index(i)]
+                    for i in manifest["not_decayed"]
+                ]
+            )
+        origin = self._clip_rate_origin
+        if origin is not None:
+            saved_paths = [saved.paths[i] for i in plan.order]
+            pairs = list(zip(self._paths, saved_paths, strict=True))
+            self._clip_rate_origin = ClipStatistics(
+                {path: origin.clipped[key] for path, key in pairs},
+                {path: origin.counted[key] for path, key in pairs},
+            )
+
+
+@dataclasses.dataclass
+class _Plan:
+    """What a saved state gives to the variables, known to fit.
+
+    Attributes:
+        assignments: Pairs of a variable and its value.
+        order: For each variable the saved index that belongs to it; `None` if
+            the saved state does not say which is which.
+        has_exclusions: Whether the state says what is excluded from clipping.
+        learning_rate: That of a `keras.optimizers.Adamax`, if it is a number.
+    """
+
+    assignments: list[tuple[Any, np.ndarray]]
+    order: list[int] | None = None
+    has_exclusions: bool = False
+    learning_rate: np.ndarray | None = None
+
+
+def _positive(name: str, value: Any) -> int | float | None:
+    return _validation.check_optional_number(name, value, exclusive_minimum=0)
+
+
+def _unique_paths(variables: Sequence[Any]) -> tuple[str, ...]:
+    """A key for each variable: its path, numbered where that repeats."""
+    seen: dict[str, int] = {}
+    paths = []
+    for variable in variables:
+        path = getattr(variable, "path", variable.name)
+        seen[path] = seen.get(path, 0) + 1
+        paths.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return tuple(paths)

@@ -1,0 +1,219 @@
+"""Hyperparameters of `AdamaxClipped`: their ranges, and their live values.
+
+The numbers live in one packed variable, so that a change takes effect in the
+next step of a compiled function; beside it stands what the user wrote, so that
+a configuration says 0.001 and not 0.0010000000474974513.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_adamax import _validation
+from keras_adamax.update_rule import LARGEST_DECAY_RATE
+
+Tensor = Any
+
+RANGES: Mapping[str, Mapping[str, Any]] = {
+    "learning_rate": {"minimum": 0},
+    "beta_1": {"minimum": 0, "exclusive_maximum": 1},
+    "beta_2": {"minimum": 0, "exclusive_maximum": 1},
+    "epsilon": {"minimum": 0},
+    "clip_multiplier": {"minimum": 1},
+    "clip_epsilon": {"minimum": 0},
+    "weight_decay": {"minimum": 0},
+}
+# In the order of the packed variable: saved states depend on it.
+PACKED = (
+    "beta_1",
+    "beta_2",
+    "epsilon",
+    "clip_multiplier",
+    "clip_epsilon",
+    "weight_decay",
+)
+SCHEDULABLE = ("beta_1", "beta_2", "clip_multiplier", "clip_epsilon")
+
+
+def check(name: str, value: Any) -> Any:
+    """Returns the number, schedule or `None` that hyperparameter `name` takes.
+
+    Raises:
+        TypeError: If it is of a wrong type.
+        ValueError: If it is out of range; a schedule, if its first value is.
+    """
+    if name == "learning_rate":
+        if isinstance(value, LearningRateSchedule) or (
+            callable(value) and not isinstance(value, keras.Variable)
+        ):
+            return value
+        return _validation.check_number(
+            name,
+            value,
+            alternatives=", a LearningRateSchedule or a callable",
+            **RANGES[name],
+        )
+    if name == "weight_decay":
+        return _validation.check_optional_number(name, value, **RANGES[name])
+    if name not in SCHEDULABLE:
+        hint = (
+            f"`{name}` cannot be a schedule."
+            if isinstance(value, LearningRateSchedule)
+            else ""
+        )
+        return _validation.check_number(name, value, hint=hint, **RANGES[name])
+    if isinstance(value, LearningRateSchedule):
+        _check_first_value(name, value)
+        return value
+    return _validation.check_number(
+        name, value, alternatives=" or a LearningRateSchedule", **RANGES[name]
+    )
+
+
+def _check_first_value(name: str, schedule: LearningRateSchedule) -> None:
+    first = ops.convert_to_numpy(schedule(ops.convert_to_tensor(0)))
+    allowed = dict(RANGES[name])
+    if name == "clip_multiplier":
+        # Held at 1 from below in every step.
+        del allowed["minimum"]
+    try:
+        _validation.check_number(name, np.asarray(first)[()], **allowed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The schedule of `{name}` gives a value at step 0 that is not "
+            f"allowed. {error}"
+        ) from error
+
+
+def shortest_decimal(value: Any) -> float:
+    """The shortest decimal number that rounds to a low-precision `value`."""
+    return float(str(np.asarray(value)[()]))
+
+
+def written_or_shortest(written: int | float, value: Any) -> int | float:
+    """`written`, if `value` is its rounding; otherwise the shortest decimal."""
+    value = np.asarray(value)
+    if np.asarray(written, dtype=value.dtype) == value:
+        return written
+    return shortest_decimal(value)
+
+
+class LiveHyperparameters:
+    """The hyperparameters that a step reads: numbers or schedules.
+
+    Args:
+        values: Name to checked value, for every name in `PACKED`.
+    """
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.schedules = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, LearningRateSchedule)
+        }
+        self.written = {
+            name: value
+            for name, value in values.items()
+            if value is not None and name not in self.schedules
+        }
+        self.constructed = dict(self.written)
+        self._variable: keras.Variable | None = None
+
+    @property
+    def packed(self) -> np.ndarray:
+        """The written numbers in `PACKED`'s order; 0 where there is none."""
+        return np.asarray([self.written.get(name, 0.0) for name in PACKED])
+
+    def attach(self, variable: keras.Variable) -> None:
+        """Keeps the numbers in `variable` from now on."""
+        self._variable = variable
+
+    def get(self, name: str, values: np.ndarray) -> Any:
+        """What the user wrote, or the present number, given the variable."""
+        if name in self.schedules:
+            return self.schedules[name]
+        if name not in self.written:
+            return None
+        return written_or_shortest(
+            self.written[name], values[PACKED.index(name)]
+        )
+
+    def set(self, name: str, value: Any) -> None:
+        """Sets a number on the live optimizer.
+
+        Raises:
+            AttributeError: If the hyperparameter is not a number now.
+            TypeError: If `value` is no number.
+            ValueError: If `value` is out of range.
+        """
+        if name in self.schedules:
+            raise AttributeError(
+                f"`{name}` was given a schedule when the optimizer was made, "
+                "and cannot be set. Make the optimizer with a number to set "
+                f"it later. Received: {name}={value!r}."
+            )
+        if name not in self.written:
+            raise AttributeError(
+                f"`{name}` was None when the optimizer was made, and cannot be "
+                f"set. Make the optimizer with {name}=0.0 to set it later. "
+                f"Received: {name}={value!r}."
+            )
+        self.written[name] = _validation.check_number(
+            name, value, **RANGES[name]
+        )
+        self.assign()
+
+    def assign(self) -> None:
+        """Writes all numbers to the variable."""
+        assert self._variable is not None
+        self._variable.assign(
+            self.packed.astype(
+                keras.backend.standardize_dtype(self._variable.dtype)
+            )
+        )
+
+    def tensor(self, name: str, step: Tensor, dtype: str) -> Tensor:
+        """The value for one step, as a scalar tensor.
+
+        Args:
+            name: One of `PACKED`.
+            step: Integer scalar, the number of updates applied so far.
+            dtype: Dtype of the result.
+        """
+        if name not in self.schedules:
+            packed = ops.convert_to_tensor(self._variable)
+            return ops.cast(packed[PACKED.index(name)], dtype)
+        value = ops.cast(
+            ops.convert_to_tensor(self.schedules[name](step)), dtype
+        )
+        if name == "clip_multiplier":
+            return ops.maximum(value, 1.0)
+        if name == "clip_epsilon":
+            return ops.maximum(value, 0.0)
+        return ops.clip(value, 0.0, LARGEST_DECAY_RATE)
+
+
+class LiveNumber:
+    """Descriptor: an attribute of the optimizer kept in `LiveHyperparameters`.
+
+    Reading gives the number as it was written, or the schedule; setting a
+    number takes effect in the next step, compiled or not.
+    """
+
+    def __init__(self, documentation: str):
+        self.__doc__ = documentation
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        if optimizer is None:
+            return self
+        return optimizer._get_live(self._name)
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        optimizer._set_live(self._name, value)

@@ -1,0 +1,133 @@
+"""JAX: BCOO gradients, donated buffers, selection in place of branches."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax.experimental import sparse as jax_sparse
+
+from keras_adamax.update_rule import sum_repeated_rows
+
+Tensor = Any
+
+
+def no_gradient() -> contextlib.AbstractContextManager:
+    """JAX differentiates functions: there is nothing to turn off."""
+    return contextlib.nullcontext()
+
+
+def outside_of_graph() -> contextlib.AbstractContextManager:
+    """JAX traces no assignments: there is nothing to leave."""
+    return contextlib.nullcontext()
+
+
+def to_numpy(variable: keras.Variable) -> np.ndarray:
+    """The variable's value on the host.
+
+    Raises:
+        RuntimeError: If `fit` holds the value, and not the variable.
+    """
+    value = variable.value
+    # A tracer has no buffer that could be deleted.
+    if getattr(value, "is_deleted", bool)():
+        raise RuntimeError(
+            "The state of this optimizer is inside a running `fit`. In a "
+            "callback, reach the optimizer as `self.model.optimizer`: Keras "
+            "then brings its state up to date first."
+        )
+    return keras.ops.convert_to_numpy(value)
+
+
+def is_sparse(gradient: Any) -> bool:
+    """Whether `gradient` holds some rows only."""
+    return isinstance(gradient, jax_sparse.BCOO)
+
+
+def rows(gradient: jax_sparse.BCOO) -> tuple[Tensor, Tensor]:
+    """Indices, shape `(n,)`, and values, shape `(n, ...)`.
+
+    BCOO pads with indices past the end: their values are made 0.
+    """
+    if gradient.n_batch != 0 or gradient.n_sparse != 1:
+        raise ValueError(
+            "A sparse gradient must hold whole rows: a BCOO array with "
+            "n_batch=0 and n_sparse=1. Received: "
+            f"n_batch={gradient.n_batch}, n_sparse={gradient.n_sparse}, "
+            f"shape={gradient.shape}. Make it with `BCOO.fromdense(x, "
+            "n_dense=x.ndim - 1)` or `BCOO((values, indices[:, None]), ...)`."
+        )
+    indices = gradient.indices[:, 0]
+    is_padding = (indices >= gradient.shape[0]).reshape(
+        (-1,) + (1,) * (gradient.data.ndim - 1)
+    )
+    return indices, jnp.where(is_padding, 0.0, gradient.data)
+
+
+def summed_rows(gradient: jax_sparse.BCOO) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices, summed values, and which rows to count, shape `(n,)`."""
+    indices, values = rows(gradient)
+    values, is_first = sum_repeated_rows(indices, values)
+    return indices, values, is_first & (indices < gradient.shape[0])
+
+
+def with_values(gradient: jax_sparse.BCOO, values: Tensor) -> jax_sparse.BCOO:
+    """The same rows with other values."""
+    return jax_sparse.BCOO((values, gradient.indices), shape=gradient.shape)
+
+
+def to_dense(gradient: jax_sparse.BCOO, shape: Sequence[int]) -> Tensor:
+    """The gradient as a dense array of `shape`."""
+    del shape
+    return gradient.todense()
+
+
+def take_rows(variable: Any, indices: Tensor) -> Tensor:
+    """Some rows of a variable; an index past the end is BCOO's padding."""
+    return jnp.take(variable.value, indices, axis=0, mode="clip")
+
+
+def assign_rows(
+    optimizer: keras.optimizers.Optimizer,
+    variable: Any,
+    indices: Tensor,
+    values: Tensor,
+) -> None:
+    """Writes some rows of a variable (in place where it is donated).
+
+    Indices may repeat when their values are the same.
+    """
+    value = variable.value
+    optimizer.assign(
+        variable,
+        value.at[indices].set(values.astype(value.dtype), mode="drop"),
+    )
+
+
+def is_finite(gradients: Sequence[Any]) -> Tensor:
+    """Whether all elements of all gradients are finite."""
+    values = [g.data if is_sparse(g) else g for g in gradients]
+    return jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(value)) for value in values])
+    )
+
+
+def apply_if(
+    finite: Tensor,
+    optimizer: keras.optimizers.Optimizer,
+    apply: Callable[[list, list], None],
+    gradients: list,
+    variables: list,
+    skipped_steps: keras.Variable,
+) -> None:
+    """Calls `apply(gradients, variables)`, and takes it back if not finite."""
+    state = [v for v in optimizer.variables if v is not skipped_steps]
+    state += optimizer._trainable_variables
+    before = [v.value for v in state]
+    skipped = skipped_steps.value
+    apply(gradients, variables)
+    for variable, value in zip(state, before, strict=True):
+        variable.assign(jnp.where(finite, variable.value, value))
+    skipped_steps.assign(skipped + (1 - finite.astype(skipped.dtype)))

@@ -1,0 +1,157 @@
+"""TensorFlow: `tf.IndexedSlices`, distribution strategies, graph branches."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_adamax.update_rule import sum_repeated_rows
+
+Tensor = Any
+
+
+class RowGradient(tf.IndexedSlices):
+    """`tf.IndexedSlices` that Keras can divide by a loss scale."""
+
+    def __truediv__(self, divisor: Tensor) -> "RowGradient":
+        return RowGradient(
+            self.values / tf.cast(divisor, self.values.dtype),
+            self.indices,
+            self.dense_shape,
+        )
+
+
+def no_gradient() -> contextlib.AbstractContextManager:
+    """A tape does not follow assignments: there is nothing to turn off."""
+    return contextlib.nullcontext()
+
+
+def outside_of_graph() -> contextlib.AbstractContextManager:
+    """Where an assignment is made now, and not a part of a graph."""
+    return tf.init_scope()
+
+
+def to_numpy(variable: keras.Variable) -> np.ndarray:
+    """The variable's value on the host."""
+    return keras.ops.convert_to_numpy(variable)
+
+
+def is_sparse(gradient: Any) -> bool:
+    """Whether `gradient` holds some rows only."""
+    return isinstance(gradient, tf.IndexedSlices)
+
+
+def rows(gradient: tf.IndexedSlices) -> tuple[Tensor, Tensor]:
+    """Indices, shape `(n,)`, and values, shape `(n, ...)`."""
+    return gradient.indices, gradient.values
+
+
+def summed_rows(gradient: tf.IndexedSlices) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices, summed values, and which rows to count, shape `(n,)`."""
+    values, is_first = sum_repeated_rows(gradient.indices, gradient.values)
+    return gradient.indices, values, is_first
+
+
+def with_values(gradient: tf.IndexedSlices, values: Tensor) -> RowGradient:
+    """The same rows with other values."""
+    return RowGradient(values, gradient.indices, gradient.dense_shape)
+
+
+def to_dense(gradient: tf.IndexedSlices, shape: Sequence[int]) -> Tensor:
+    """The gradient as a dense tensor of `shape`."""
+    return tf.math.unsorted_segment_sum(
+        gradient.values, gradient.indices, shape[0]
+    )
+
+
+def take_rows(variable: Any, indices: Tensor) -> Tensor:
+    """Some rows of a variable, read without reading the others."""
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    return tf.gather(variable, indices)
+
+
+def assign_rows(
+    optimizer: keras.optimizers.Optimizer,
+    variable: Any,
+    indices: Tensor,
+    values: Tensor,
+) -> None:
+    """Writes some rows of a variable in place.
+
+    Indices may repeat when their values are the same.
+    """
+    optimizer.assign(variable, tf.IndexedSlices(values, indices))
+
+
+def is_finite(gradients: Sequence[Any]) -> Tensor:
+    """Whether all elements are finite, after the sum over replicas."""
+    values = [g.values if is_sparse(g) else g for g in gradients]
+    if _needs_merge_call():
+        # Sparse gradients are summed over replicas by concatenation.
+        dense = [g for g in gradients if not is_sparse(g)]
+        sparse = [g.values for g in gradients if is_sparse(g)]
+        context = tf.distribute.get_replica_context()
+        values = []
+        if dense:
+            values += context.all_reduce(tf.distribute.ReduceOp.SUM, dense)
+        if sparse:
+            nonfinite = [
+                tf.reduce_sum(tf.cast(~tf.math.is_finite(v), tf.float32))
+                for v in sparse
+            ]
+            counts = context.all_reduce(tf.distribute.ReduceOp.SUM, nonfinite)
+            values += [tf.where(count > 0, np.nan, 0.0) for count in counts]
+    return tf.reduce_all(
+        [tf.reduce_all(tf.math.is_finite(value)) for value in values]
+    )
+
+
+def apply_if(
+    finite: Tensor,
+    optimizer: keras.optimizers.Optimizer,
+    apply: Callable[[list, list], None],
+    gradients: list,
+    variables: list,
+    skipped_steps: keras.Variable,
+) -> None:
+    """Calls `apply(gradients, variables)` or counts a skipped step."""
+
+    def skip() -> None:
+        skipped_steps.assign_add(1)
+
+    if not _needs_merge_call():
+        tf.cond(finite, lambda: apply(gradients, variables), skip)
+        return
+
+    def in_cross_replica_context(
+        distribution: tf.distribute.Strategy,
+        finite: Any,
+        gradients: list,
+        variables: list,
+    ) -> None:
+        # A branch that merges replicas must itself be taken outside of them;
+        # Keras's LossScaleOptimizer does the same.
+        finite = distribution.experimental_local_results(finite)[0]
+        tf.cond(
+            finite,
+            lambda: distribution.extended.call_for_each_replica(
+                apply, args=(gradients, variables)
+            ),
+            skip,
+        )
+
+    tf.distribute.get_replica_context().merge_call(
+        in_cross_replica_context, args=(finite, gradients, variables)
+    )
+
+
+def _needs_merge_call() -> bool:
+    return (
+        tf.distribute.has_strategy()
+        and tf.distribute.get_replica_context() is not None
+        and not tf.__internal__.distribute.strategy_supports_no_merge_call()
+    )

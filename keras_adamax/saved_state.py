@@ -1,0 +1,471 @@
+"""The saved state of an `AdamaxClipped`: its format, and how it is matched.
+
+Keras saves an optimizer's variables by position and drops them with a warning
+when their number differs. Here every entry says what it is: beside the arrays
+stands a manifest (JSON, as bytes, because a store of Keras holds numbers only)
+with the role, build index, variable path and shape of each.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest"
+POSITIONAL = "variable"
+_SCALARS = ("iterations", "log_beta_1_product", "skipped_steps")
+# What can change while a state waits for its variables.
+_CHANGING_SETTINGS = (
+    "constructed",
+    "current",
+    "learning_rate_is_number",
+    "learning_rate",
+    "clip_rate_origin",
+)
+_MANIFEST_KEYS = (
+    "kind",
+    "roles",
+    "paths",
+    "shapes",
+    "entries",
+    *_CHANGING_SETTINGS,
+    "use_ema",
+    "gradient_accumulation_steps",
+    "exclude_from_clipping",
+    "not_decayed",
+    "not_decayed_pattern",
+)
+# Default names of Keras's optimizers whose state could pass for Adamax's.
+OTHER_OPTIMIZERS = (
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamw",
+    "ftrl",
+    "lamb",
+    "lion",
+    "multi_optimizer",
+    "muon",
+    "nadam",
+    "rmsprop",
+    "schedule_free_adamw",
+    "sgd",
+    "SGD",
+)
+
+
+@dataclasses.dataclass
+class SavedState:
+    """What a store held.
+
+    Attributes:
+        manifest: Everything but the arrays. `None` for the positional state
+            of a `keras.optimizers.Adamax`.
+        arrays: Key to array.
+    """
+
+    manifest: dict[str, Any] | None
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def kind(self) -> str:
+        """Who wrote it, and how.
+
+        "own": an AdamaxClipped, by role; "positional": an AdamaxClipped, of
+        which only the order of the variables is known (`positional`);
+        "adamax": a `keras.optimizers.Adamax`.
+        """
+        return "adamax" if self.manifest is None else self.manifest["kind"]
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the variables, in build order; empty if not known."""
+        return [] if self.manifest is None else self.manifest["paths"]
+
+    def scalar(self, role: str) -> np.ndarray:
+        """The array of a role that there is once."""
+        return self.arrays[role]
+
+    def per_variable(self, role: str) -> list[Any]:
+        """The arrays of a role in build order.
+
+        Keras's `overwrite_with_gradient` variables have no state: `None`.
+        """
+        return [self.arrays.get(_key(role, i)) for i in range(len(self.paths))]
+
+    def variables(self) -> Iterator[np.ndarray]:
+        """The arrays of a positional state, in order."""
+        for i in itertools.count():
+            if _key(POSITIONAL, i) not in self.arrays:
+                return
+            yield self.arrays[_key(POSITIONAL, i)]
+
+
+def _key(role: str, index: int) -> str:
+    return f"{role}.{index}"
+
+
+def positional(arrays: Sequence[np.ndarray]) -> SavedState:
+    """A state of which only the order of the per-variable arrays is known.
+
+    A whole-model `.h5` file holds no more.
+    """
+    return SavedState(
+        {
+            "kind": "positional",
+            "roles": [],
+            "paths": [],
+            "shapes": [],
+            "entries": [
+                {
+                    "key": _key(POSITIONAL, i),
+                    "role": POSITIONAL,
+                    "index": i,
+                    "shape": list(array.shape),
+                }
+                for i, array in enumerate(arrays)
+            ],
+        },
+        {_key(POSITIONAL, i): array for i, array in enumerate(arrays)},
+    )
+
+
+def write(
+    store: Any,
+    *,
+    scalars: Mapping[str, np.ndarray],
+    per_variable: Mapping[str, Sequence[np.ndarray | None]],
+    paths: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes a state to one of Keras's stores.
+
+    Args:
+        store: What Keras gives `save_own_variables`.
+        scalars: Role to an array that there is once.
+        per_variable: Role to an array (or `None`) a variable.
+        paths: Paths of the variables, in build order.
+        shapes: Shapes of the variables, in build order.
+        settings: What else the manifest holds; JSON.
+    """
+    entries = []
+    arrays = {}
+    for role, values in per_variable.items():
+        for i, array in enumerate(values):
+            if array is None:
+                continue
+            arrays[_key(role, i)] = array
+            entries.append(
+                {
+                    "key": _key(role, i),
+                    "role": role,
+                    "index": i,
+                    "path": paths[i],
+                    "shape": list(array.shape),
+                }
+            )
+    manifest = {
+        "kind": "own",
+        "roles": list(per_variable),
+        "paths": list(paths),
+        "shapes": [list(shape) for shape in shapes],
+        "entries": entries,
+        **settings,
+    }
+    _write(store, manifest, arrays, scalars)
+
+
+def rewrite(
+    store: Any,
+    saved: SavedState,
+    scalars: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes a state that was read and that no variables have got so far.
+
+    Args:
+        store: What Keras gives `save_own_variables`.
+        saved: The state.
+        scalars: As for `write`; newer than those in the state.
+        settings: As for `write`; what it says of variables stays as it was.
+    """
+    if saved.manifest is None:
+        for key, array in saved.arrays.items():
+            store[key] = array
+        return
+    manifest = {**settings, **saved.manifest}
+    for name in _CHANGING_SETTINGS:
+        manifest[name] = settings[name]
+    manifest["entries"] = [
+        entry for entry in manifest["entries"] if entry["key"] not in scalars
+    ]
+    _write(store, manifest, saved.arrays, scalars)
+
+
+def _write(
+    store: Any,
+    manifest: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    scalars: Mapping[str, np.ndarray],
+) -> None:
+    entries = [
+        {"key": role, "role": role, "shape": list(array.shape)}
+        for role, array in scalars.items()
+    ]
+    manifest = {
+        **manifest,
+        "format_version": FORMAT_VERSION,
+        "entries": entries + manifest["entries"],
+    }
+    text = json.dumps(manifest).encode()
+    store[MANIFEST] = np.frombuffer(text, dtype="uint8")
+    for key, array in {**arrays, **scalars}.items():
+        store[key] = array
+
+
+def damaged(what: str) -> ValueError:
+    """The error for a state that contradicts itself."""
+    return ValueError(f"The saved optimizer state is damaged: {what}.")
+
+
+def read(store: Any) -> SavedState | None:
+    """Reads everything from a store; `None` if it is empty.
+
+    Raises:
+        ValueError: If it is of a newer format, damaged, or of another kind.
+    """
+    keys = list(store.keys())
+    if not keys:
+        return None
+    arrays = {key: np.asarray(store[key]) for key in keys if key != MANIFEST}
+    if MANIFEST not in keys:
+        if all(key.isdigit() for key in keys):
+            _refuse_other_optimizers(store)
+            return SavedState(None, arrays)
+        raise ValueError(
+            "The saved optimizer state is of no known kind: it has neither the "
+            "manifest of AdamaxClipped nor the numbered entries of Keras's "
+            f"own optimizers. Received the entries: {sorted(keys)[:10]}."
+        )
+    return SavedState(_read_manifest(store[MANIFEST], arrays), arrays)
+
+
+def _read_manifest(
+    text: Any, arrays: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    try:
+        manifest = json.loads(np.asarray(text).tobytes().decode())
+    except ValueError as error:
+        raise damaged(f"its manifest cannot be read ({error})") from error
+    if not isinstance(manifest, dict) or "format_version" not in manifest:
+        raise damaged("its manifest does not say its format")
+    version = manifest["format_version"]
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            "The optimizer state was saved by a newer keras_adamax: its format "
+            f"version is {version}, and this one reads up to {FORMAT_VERSION}. "
+            "Upgrade keras-adamax."
+        )
+    missing = [name for name in _MANIFEST_KEYS if name not in manifest]
+    if missing:
+        raise damaged(f"its manifest lacks {', '.join(missing)}")
+    shapes = {e["key"]: tuple(e["shape"]) for e in manifest["entries"]}
+    missing = [key for key in (*_SCALARS, *shapes) if key not in arrays]
+    if missing:
+        raise damaged(f"it lacks {', '.join(missing)}")
+    wrong = [
+        f"{key} has shape {arrays[key].shape} and not {shape}"
+        for key, shape in shapes.items()
+        if arrays[key].shape != shape
+    ]
+    if wrong:
+        raise damaged("; ".join(wrong))
+    return manifest
+
+
+def _refuse_other_optimizers(store: Any) -> None:
+    # Adam's state has the shapes of Adamax's and another meaning. The only
+    # trace of who wrote it is the name that Keras puts beside the entries;
+    # its store has no public way to it.
+    group = getattr(store, "_h5_entry_group", None)
+    name = str(getattr(group, "attrs", {}).get("name", ""))
+    kind = re.sub(r"_\d+$", "", name)
+    if kind == "loss_scale_optimizer":
+        raise ValueError(
+            "The saved optimizer state is of a keras.optimizers."
+            "LossScaleOptimizer, and here there is none. Keras adds it in "
+            "`compile` under the dtype policy mixed_float16, and does not save "
+            "that it did: call keras.config.set_dtype_policy('mixed_float16') "
+            "before loading."
+        )
+    if kind in OTHER_OPTIMIZERS:
+        raise ValueError(
+            "The saved optimizer state is of another optimizer: it was saved "
+            f"under the name {name!r}. AdamaxClipped loads its own state and "
+            "that of a keras.optimizers.Adamax. To load the weights alone, "
+            "do so before `compile`."
+        )
+
+
+def match(
+    saved_paths: Sequence[str],
+    saved_shapes: Sequence[Sequence[int]],
+    paths: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+) -> list[int]:
+    """Finds for each variable the saved index that belongs to it.
+
+    By path, where all paths match uniquely; otherwise by build order (paths
+    change when a Sequential model is reloaded).
+
+    Raises:
+        ValueError: If the numbers of variables or the shapes differ.
+    """
+    by_path = (
+        len(set(saved_paths)) == len(saved_paths)
+        and len(set(paths)) == len(paths)
+        and set(saved_paths) == set(paths)
+    )
+    if by_path:
+        order = [saved_paths.index(path) for path in paths]
+    elif len(saved_paths) == len(paths):
+        order = list(range(len(paths)))
+    else:
+        missing = [path for path in paths if path not in saved_paths]
+        surplus = [path for path in saved_paths if path not in paths]
+        raise ValueError(
+            "The saved optimizer state does not fit the model: it is of "
+            f"{len(saved_paths)} variables, and the optimizer updates "
+            f"{len(paths)}. Not in the saved state: {missing or 'none'}. Only "
+            f"in the saved state: {surplus or 'none'}."
+        )
+    wrong = [
+        f"{paths[i]} has shape {tuple(shapes[i])}, saved as {saved_paths[j]} "
+        f"with shape {tuple(saved_shapes[j])}"
+        for i, j in enumerate(order)
+        if tuple(shapes[i]) != tuple(saved_shapes[j])
+    ]
+    if wrong:
+        raise ValueError(
+            "The saved optimizer state does not fit the model (variables were "
+            f"matched by {'path' if by_path else 'build order'}): "
+            f"{'; '.join(wrong)}."
+        )
+    return order
+
+
+def interpret_adamax(
+    arrays: Mapping[str, np.ndarray],
+    paths: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    has_state: Sequence[bool],
+    *,
+    use_ema: bool,
+    accumulates: bool,
+) -> dict[str, Any]:
+    """Finds the roles in the positional state of a `keras.optimizers.Adamax`.
+
+    Args:
+        arrays: Position to array.
+        paths: Paths of our variables.
+        shapes: Their shapes.
+        has_state: Whether Keras keeps moments for the variable.
+        use_ema: Whether this optimizer has moving averages.
+        accumulates: Whether this optimizer accumulates gradients.
+
+    Returns:
+        Role to array, or to a list with an array (or `None`) a variable.
+
+    Raises:
+        ValueError: If no layout fits, or more than one does.
+    """
+    found = []
+    for has_learning_rate in (True, False):
+        for ema in (True, False):
+            for accumulators in (True, False):
+                layout = _adamax_layout(
+                    shapes, has_state, has_learning_rate, ema, accumulators
+                )
+                if _fits(arrays, layout):
+                    found.append((has_learning_rate, ema, accumulators, layout))
+    described = [
+        f"learning rate {'a number' if f[0] else 'a schedule'}, use_ema={f[1]},"
+        f" gradient accumulation {'on' if f[2] else 'off'}"
+        for f in found
+    ]
+    hint = "To start with fresh optimizer state, compile after loading."
+    if not found:
+        raise ValueError(
+            "The saved optimizer state does not fit: it has "
+            f"{len(arrays)} numbered entries of shapes "
+            f"{[tuple(arrays[k].shape) for k in sorted(arrays, key=int)]}, "
+            "and a keras.optimizers.Adamax would have other ones for the "
+            f"variables {list(paths)} of shapes "
+            f"{[tuple(shape) for shape in shapes]}. {hint}"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            "The saved optimizer state is ambiguous: its numbered entries fit "
+            f"a keras.optimizers.Adamax in {len(found)} ways "
+            f"({'; '.join(described)}). {hint}"
+        )
+    has_learning_rate, ema, accumulators, layout = found[0]
+    if (ema, accumulators) != (use_ema, accumulates):
+        raise ValueError(
+            "The saved state of a keras.optimizers.Adamax does not fit the "
+            f"settings of this optimizer. Saved: {described[0]}. Here: "
+            f"use_ema={use_ema}, gradient accumulation "
+            f"{'on' if accumulates else 'off'}. Make the optimizer with the "
+            "same settings."
+        )
+    result: dict[str, Any] = {}
+    for position, (role, index, _) in enumerate(layout):
+        array = arrays[str(position)]
+        if index is None:
+            result[role] = array
+        else:
+            result.setdefault(role, [None] * len(paths))[index] = array
+    return result
+
+
+def _adamax_layout(
+    shapes: Sequence[Sequence[int]],
+    has_state: Sequence[bool],
+    has_learning_rate: bool,
+    ema: bool,
+    accumulators: bool,
+) -> list[tuple[str, int | None, tuple[int, ...]]]:
+    layout: list[tuple[str, int | None, tuple[int, ...]]] = [
+        ("iterations", None, ())
+    ]
+    if has_learning_rate:
+        layout.append(("learning_rate", None, ()))
+    with_state = [i for i, present in enumerate(has_state) if present]
+    if ema:
+        layout += [("average", i, tuple(shapes[i])) for i in with_state]
+    if accumulators:
+        layout += [
+            ("gradient_accumulator", i, tuple(shapes[i]))
+            for i in range(len(shapes))
+        ]
+    for i in with_state:
+        layout.append(("momentum", i, tuple(shapes[i])))
+        layout.append(("norm", i, tuple(shapes[i])))
+    return layout
+
+
+def _fits(
+    arrays: Mapping[str, np.ndarray],
+    layout: Sequence[tuple[str, int | None, tuple[int, ...]]],
+) -> bool:
+    return set(arrays) == {str(i) for i in range(len(layout))} and all(
+        tuple(arrays[str(i)].shape) == shape
+        for i, (_, _, shape) in enumerate(layout)
+    )

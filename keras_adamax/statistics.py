@@ -1,0 +1,149 @@
+"""Exact totals of clipped and counted gradient elements.
+
+A total is kept in three float32 limbs of base 2**20, lowest first. Every
+operation on them is exact in float32, so that a count is right after any
+number of steps, where one float32 sum would stop growing at 2**24 and a
+compensated one depends on a compiler that keeps its operations in order.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+LIMB_BASE = 2**20
+LIMBS = 3
+# Clipped elements, then counted elements.
+ROW_LENGTH = 2 * LIMBS
+
+
+@dataclass(frozen=True)
+class ClipStatistics:
+    """Totals since the optimizer was built: a moment to measure from.
+
+    Get one from `AdamaxClipped.clip_statistics()` and give it to
+    `clip_rates(since=...)` or `clip_rate(since=...)`.
+
+    Attributes:
+        clipped: Variable path to the number of gradient elements clipped.
+        counted: Variable path to the number of gradient elements that the
+            clipping was given.
+    """
+
+    clipped: Mapping[str, int]
+    counted: Mapping[str, int]
+
+    def since(self, earlier: "ClipStatistics") -> "ClipStatistics":
+        """The elements clipped and counted after `earlier`.
+
+        Raises:
+            TypeError: If `earlier` is no `ClipStatistics`.
+            ValueError: If it is of other variables, or later than this one.
+        """
+        if not isinstance(earlier, ClipStatistics):
+            raise TypeError(
+                "`since` must be what `clip_statistics()` returned, or None. "
+                f"Received: since={earlier!r}."
+            )
+        if set(earlier.counted) != set(self.counted):
+            raise ValueError(
+                "`since` must be a snapshot of the same variables. Received a "
+                f"snapshot of {sorted(earlier.counted)}, and the optimizer "
+                f"updates {sorted(self.counted)}."
+            )
+        counted = {
+            path: total - earlier.counted[path]
+            for path, total in self.counted.items()
+        }
+        clipped = {
+            path: total - earlier.clipped[path]
+            for path, total in self.clipped.items()
+        }
+        if min((*counted.values(), *clipped.values()), default=0) < 0:
+            raise ValueError(
+                "`since` must be a snapshot taken earlier. The totals of the "
+                "optimizer are smaller than those received: its state was "
+                "loaded or set in between. Take a new snapshot."
+            )
+        return ClipStatistics(clipped, counted)
+
+    def rates(self) -> dict[str, float]:
+        """The clipped fraction of each variable; NaN where none counted."""
+        return {
+            path: self.clipped[path] / counted if counted else math.nan
+            for path, counted in self.counted.items()
+        }
+
+    def rate(self) -> float:
+        """The clipped fraction of all elements; NaN where none counted."""
+        counted = sum(self.counted.values())
+        return sum(self.clipped.values()) / counted if counted else math.nan
+
+
+def add_to_row(row: Tensor, clipped: Tensor, counted: Tensor) -> Tensor:
+    """A row of limbs after one more step.
+
+    Args:
+        row: float32 tensor of shape `(ROW_LENGTH,)`.
+        clipped: Integer scalar, elements clipped in this step.
+        counted: Integer scalar, elements given to the clipping.
+
+    Returns:
+        The new row.
+    """
+    return ops.stack(
+        _add_to_limbs(row[:LIMBS], clipped)
+        + _add_to_limbs(row[LIMBS:], counted)
+    )
+
+
+def _add_to_limbs(limbs: Tensor, count: Tensor) -> list[Tensor]:
+    count = ops.cast(count, "int32")
+    lowest, carry = _split(limbs[0] + ops.cast(count % LIMB_BASE, "float32"))
+    middle, overflow = _split(
+        limbs[1] + carry + ops.cast(count // LIMB_BASE, "float32")
+    )
+    return [lowest, middle, limbs[2] + overflow]
+
+
+def _split(total: Tensor) -> tuple[Tensor, Tensor]:
+    """What stays in a limb, and what is carried to the next."""
+    carry = ops.floor(total / float(LIMB_BASE))
+    return total - carry * float(LIMB_BASE), carry
+
+
+def totals_from_rows(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Clipped and counted totals as exact integers, a pair a variable."""
+    return [
+        (_total_from_limbs(row[:LIMBS]), _total_from_limbs(row[LIMBS:]))
+        for row in np.asarray(rows)
+    ]
+
+
+def _total_from_limbs(limbs: np.ndarray) -> int:
+    return sum(int(limb) * LIMB_BASE**i for i, limb in enumerate(limbs))
+
+
+def rows_from_totals(totals: list[tuple[int, int]]) -> np.ndarray:
+    """The inverse of `totals_from_rows`."""
+    rows = [
+        [
+            *_limbs_from_total(clipped),
+            *_limbs_from_total(counted),
+        ]
+        for clipped, counted in totals
+    ]
+    return np.asarray(rows, dtype="float32").reshape(-1, ROW_LENGTH)
+
+
+def _limbs_from_total(total: int) -> list[int]:
+    return [
+        total % LIMB_BASE,
+        total // LIMB_BASE % LIMB_BASE,
+        total // LIMB_BASE**2,
+    ]

@@ -1,0 +1,171 @@
+"""The mathematics of `AdamaxClipped`: the specification of every kernel.
+
+Pure functions in `keras.ops` and operators: tensors in, tensors out, no
+variable, no state and no backend. A fast kernel is right when it gives what
+these give. (Operators where there is one: `keras.ops.add` takes TensorFlow's
+`BiasAdd` for some shapes, which refuses those without elements.)
+
+Symbols, as in the papers:
+
+- `w`: the weight, `g`: its gradient,
+- `m`: the first moment ("momentum" in saved states),
+- `u`: the exponentially weighted infinity norm ("norm" in saved states).
+
+References:
+    - [Kingma & Ba, 2014](https://arxiv.org/abs/1412.6980), section 7.1
+      (Adamax). Differs: epsilon is added in the division, and bias correction
+      is an option.
+    - [Freivalds & Liepins, 2017](https://arxiv.org/abs/1702.08727) (the
+      clipping).
+"""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+# The largest float32 below 1: a decay rate of 1 would never forget.
+LARGEST_DECAY_RATE = float(np.nextafter(np.float32(1.0), np.float32(0.0)))
+
+
+def compute_dtype(weight_dtype: str) -> str:
+    """The dtype of state and arithmetic for a weight of `weight_dtype`.
+
+    Half precision loses what this rule lives on: a `beta_2` of 0.999 is 1 in
+    bfloat16, an `epsilon` of 1e-8 is 0 in float16 and `1.2 * u` overflows
+    there. So both are computed in float32, and the weight is rounded once.
+    """
+    return (
+        "float32" if weight_dtype in ("float16", "bfloat16") else weight_dtype
+    )
+
+
+def clip_bound(
+    u: Tensor, clip_multiplier: Tensor, clip_epsilon: Tensor
+) -> Tensor:
+    """How large a gradient element may be, given the past of its weight.
+
+        bound = clip_multiplier * u + clip_epsilon
+
+    Args:
+        u: Infinity norm *before* this step.
+        clip_multiplier: Scalar, >= 1.
+        clip_epsilon: Scalar, >= 0.
+
+    Returns:
+        A tensor like `u`, at most float32's largest finite value, so that an
+        infinite gradient is an oversized one whatever `u` is.
+    """
+    return ops.minimum(clip_multiplier * u + clip_epsilon, FLOAT32_MAX)
+
+
+def clip(g: Tensor, bound: Tensor) -> Tensor:
+    """`g` with every element held in `[-bound, bound]`; NaN stays NaN."""
+    return ops.maximum(ops.minimum(g, bound), -bound)
+
+
+def is_clipped(g: Tensor, bound: Tensor) -> Tensor:
+    """Which elements `clip` cuts, as booleans (never a NaN)."""
+    return ops.absolute(g) > bound
+
+
+def next_moments(
+    g: Tensor, m: Tensor, u: Tensor, beta_1: Tensor, beta_2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two moments after a (clipped) gradient.
+
+        m = beta_1 * m + (1 - beta_1) * g
+        u = max(beta_2 * u, |g|)
+
+    Args:
+        g: Gradient, after clipping.
+        m: First moment before this step.
+        u: Infinity norm before this step.
+        beta_1: Scalar in [0, 1).
+        beta_2: Scalar in [0, 1).
+
+    Returns:
+        The new `m` and the new `u`.
+    """
+    # `+`, because TensorFlow's `ops.add` takes shape (0, n) for a bias.
+    m = ops.multiply(beta_1, m) + ops.multiply(ops.subtract(1.0, beta_1), g)
+    u = ops.maximum(ops.multiply(beta_2, u), ops.absolute(g))
+    return m, u
+
+
+def weight_change(
+    m: Tensor,
+    u: Tensor,
+    learning_rate: Tensor,
+    epsilon: Tensor,
+    bias_correction: Tensor | None = None,
+) -> Tensor:
+    """What a step subtracts from the weight.
+
+        change = learning_rate * m / (u + epsilon)
+
+    Args:
+        m: First moment after this step.
+        u: Infinity norm after this step.
+        learning_rate: Scalar >= 0.
+        epsilon: Scalar >= 0.
+        bias_correction: Scalar that divides too, from
+            `bias_correction_factor`; `None` for no correction.
+
+    Returns:
+        A tensor like `m`. Where `u + epsilon` is 0 there never was a gradient
+        (or it has faded out of floating point), and the change is 0, not 0/0.
+    """
+    denominator = u + epsilon
+    is_zero = ops.equal(denominator, 0.0)
+    denominator = ops.where(is_zero, ops.ones_like(denominator), denominator)
+    if bias_correction is not None:
+        denominator = bias_correction * denominator
+    change = learning_rate * m / denominator
+    # 0 * m rather than 0: a NaN goes on.
+    return ops.where(is_zero, 0.0 * m, change)
+
+
+def bias_correction_factor(log_beta_1_product: Tensor) -> Tensor:
+    """`1 - prod(beta_1)`, from the logarithm of the product.
+
+    Computed as `-expm1(log)`: near a `beta_1` of 1 the plain difference loses
+    most of its digits in the first steps.
+    """
+    return -ops.expm1(log_beta_1_product)
+
+
+def sum_repeated_rows(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums the rows of a sparse gradient that have the same index.
+
+    The shapes stay as they are, so that this compiles where shapes must be
+    known: every occurrence of an index gets the sum over all of them.
+
+    Args:
+        indices: Integers, shape `(n,)`.
+        values: Shape `(n, ...)`.
+
+    Returns:
+        The summed values, shape `(n, ...)`, and booleans of shape `(n,)` that
+        are true at one occurrence of each index.
+    """
+    count = ops.shape(values)[0]
+    order = ops.argsort(indices)
+    in_order = ops.take(indices, order)
+    starts_in_order = ops.concatenate(
+        [
+            ops.ones_like(in_order[:1], dtype="bool"),
+            ops.not_equal(in_order[1:], in_order[:-1]),
+        ]
+    )
+    segments_in_order = ops.cumsum(ops.cast(starts_in_order, "int32")) - 1
+    back = ops.argsort(order)
+    segments = ops.take(segments_in_order, back)
+    sums = ops.segment_sum(values, segments, num_segments=count)
+    return (
+        ops.take(sums, segments, axis=0),
+        ops.take(starts_in_order, back),
+    )
