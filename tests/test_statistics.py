@@ -1,0 +1,67 @@
+"""Exact counting in float32, however large the totals grow."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_adamax import ClipStatistics, statistics
+
+
+def add(row, clipped, counted):
+    return ops.convert_to_numpy(
+        statistics.add_to_row(
+            ops.convert_to_tensor(row),
+            ops.convert_to_tensor(clipped, dtype="int32"),
+            ops.convert_to_tensor(counted, dtype="int32"),
+        )
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    start=st.tuples(st.integers(0, 2**62), st.integers(0, 2**62)),
+    steps=st.lists(
+        st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)),
+        max_size=6,
+    ),
+)
+def test_totals_are_exact_integers(start, steps):
+    row = statistics.rows_from_totals([start])[0]
+    clipped, counted = start
+    for more_clipped, more_counted in steps:
+        row = add(row, more_clipped, more_counted)
+        clipped, counted = clipped + more_clipped, counted + more_counted
+        assert row.dtype == np.float32
+        assert (row < 2**24).all()
+    assert statistics.totals_from_rows([row]) == [(clipped, counted)]
+
+
+def test_one_float32_would_have_stopped_counting():
+    assert np.float32(2**24) + np.float32(1) == np.float32(2**24)
+    row = statistics.rows_from_totals([(2**24, 2**60)])[0]
+    assert statistics.totals_from_rows([add(row, 1, 1)]) == [
+        (2**24 + 1, 2**60 + 1)
+    ]
+
+
+def test_rates():
+    now = ClipStatistics({"a": 5, "b": 0, "c": 0}, {"a": 10, "b": 30, "c": 0})
+    rates = now.rates()
+    assert (rates["a"], rates["b"]) == (0.5, 0.0)
+    assert np.isnan(rates["c"])
+    assert now.rate() == 5 / 40
+    assert np.isnan(ClipStatistics({}, {}).rate())
+
+
+def test_since():
+    first = ClipStatistics({"a": 5}, {"a": 10})
+    second = ClipStatistics({"a": 6}, {"a": 20})
+    assert second.since(first) == ClipStatistics({"a": 1}, {"a": 10})
+    with pytest.raises(ValueError, match="taken earlier"):
+        first.since(second)
+    with pytest.raises(ValueError, match="same variables"):
+        second.since(ClipStatistics({"b": 1}, {"b": 1}))
+    with pytest.raises(TypeError, match="Received: since=3"):
+        second.since(3)
