@@ -1,0 +1,147 @@
+"""What the project promises about itself: commands, version, arrows."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import keras_adamax
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "keras_adamax"
+SOURCES = sorted(LIBRARY.rglob("*.py"))
+# Who must not import whom: file or folder of the library -> modules.
+FORBIDDEN_IMPORTS = {
+    "": ["keras_adamax_tuning", "tests", "benchmarks", "examples"],
+    "kernels": ["keras_adamax.adamax_clipped"],
+    "update_rule.py": [
+        "keras_adamax.adamax_clipped",
+        "keras_adamax.kernels",
+    ],
+    "schedules.py": ["keras_adamax.adamax_clipped"],
+}
+BACKENDS = {"tensorflow", "jax", "torch"}
+
+
+def name_of(source: Path) -> str:
+    return source.relative_to(ROOT).as_posix()
+
+
+def imported_modules(code: str, package: str) -> Iterator[str]:
+    """Yields what code in a module of `package` imports, as dotted names.
+
+    `from a import b` gives `a.b`, whether that is a module or not.
+    """
+    parents = package.split(".")
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # One dot is the package itself, another one its parent.
+            up = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*up, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports_of(source: Path) -> Iterator[str]:
+    package = ".".join(source.relative_to(ROOT).parent.parts)
+    return imported_modules(source.read_text("utf-8"), package)
+
+
+def is_within(module: str, parent: str) -> bool:
+    return module == parent or module.startswith(parent + ".")
+
+
+def test_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert project["project"]["version"] == keras_adamax.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert keras_adamax.__version__ in changelog
+
+
+@pytest.mark.parametrize(
+    "mark, ran",
+    [
+        ("quickstart-command", "python examples/quickstart.py"),
+        ("test-command", "python -m pytest"),
+    ],
+)
+def test_readme_has_its_commands(mark, ran):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    commands = re.findall(rf"^<!-- {mark} -->\n```sh\n(.+)\n```$", readme, re.M)
+    assert len(commands) == 1
+    install, run = commands[0].split(" && ")
+    assert install.startswith("python -m pip install -e ")
+    assert run.startswith(ran)
+    # "The first screen says what this is and holds the two commands."
+    assert readme.index(mark) < readme.index("\n## ")
+
+
+def test_readme_names_every_hyperparameter():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    config = keras_adamax.AdamaxClipped().get_config()
+    assert [name for name in config if f"`{name}`" not in readme] == []
+
+
+def test_imports_are_understood():
+    # The rules below are worth as much as this.
+    code = (
+        "import a.b\nfrom a import c\nfrom . import d\nfrom .. import e\n"
+        "def f():\n    from ..g.h import i\n"
+    )
+    assert list(imported_modules(code, "top.kernels")) == [
+        "a.b",
+        "a.c",
+        "top.kernels.d",
+        "top.e",
+        "top.g.h.i",
+    ]
+
+
+@pytest.mark.parametrize("place", FORBIDDEN_IMPORTS)
+def test_arrows_go_one_way(place):
+    found = [
+        (name_of(source), module)
+        for source in SOURCES
+        if source == LIBRARY / place or LIBRARY / place in source.parents
+        for module in imports_of(source)
+        for forbidden in FORBIDDEN_IMPORTS[place]
+        if is_within(module, forbidden)
+    ]
+    assert found == []
+
+
+def test_only_kernels_know_backends():
+    found = [
+        (name_of(source), module)
+        for source in SOURCES
+        if LIBRARY / "kernels" not in source.parents
+        for module in imports_of(source)
+        if module.split(".")[0] in BACKENDS
+    ]
+    assert found == []
+
+
+def test_callbacks_know_public_names_only():
+    found = []
+    for source in SOURCES:
+        if LIBRARY / "callbacks" not in source.parents:
+            continue
+        for module in imports_of(source):
+            last = module.rpartition(".")[2]
+            if is_within(module, "keras_adamax.adamax_clipped") and (
+                last.startswith("_")
+            ):
+                found.append((name_of(source), module))
+        for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr.startswith("_")
+                and not node.attr.startswith("__")
+                and "optimizer" in ast.unparse(node.value)
+            ):
+                found.append((name_of(source), ast.unparse(node)))
+    assert found == []
