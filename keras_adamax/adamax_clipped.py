@@ -39,6 +39,7 @@ _READ_ONLY = frozenset(
         "ema_momentum",
         "ema_overwrite_frequency",
         "gradient_accumulation_steps",
+        "name",
     }
 )
 
@@ -63,7 +64,8 @@ class AdamaxClipped(keras.optimizers.Optimizer):
 
     `u` starts at 0, so the first gradient is cut to `clip_epsilon`, and the
     bound then grows by at most the multiplier a step: some dozens of steps of
-    built-in warm-up, in which nearly every element is clipped.
+    built-in warm-up, in which gradients much larger than `clip_epsilon` are
+    clipped nearly everywhere.
 
     State and arithmetic are float32 for float16 and bfloat16 weights. Sparse
     gradients (`tf.IndexedSlices`, JAX's `BCOO`, torch's sparse COO, all of
@@ -275,6 +277,7 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         self._excluded_from_weight_decay_by_user = False
         self._awaits_state = False
         self._learning_rate_is_set = False
+        self._lacks_state = False
         self._weight_decay_readers = 0
         self._is_constructed = True
 
@@ -307,9 +310,9 @@ class AdamaxClipped(keras.optimizers.Optimizer):
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the state for a list of variables.
 
-        A list without any is not remembered: Keras builds with an empty one
-        when it loads a whole-model `.h5` file, and the optimizer is then built
-        with the model's variables in the first step.
+        A list without any builds nothing: Keras gives an empty one when it
+        loads a whole-model `.h5` file, and the optimizer is then built with
+        the model's variables in the first step.
 
         Args:
             variables: The trainable variables of the model.
@@ -319,8 +322,21 @@ class AdamaxClipped(keras.optimizers.Optimizer):
                 their paths, or a state loaded before does not fit.
         """
         variables = list(variables)
-        if self.built or not variables:
+        if self.built:
             return
+        if not variables:
+            self._lacks_state = self._pending_state is None
+            return
+        if self._lacks_state:
+            self._lacks_state = False
+            warnings.warn(
+                f"The optimizer '{self.name}' starts fresh: it was built "
+                "without variables, as Keras does when it loads a whole-model "
+                "`.h5` file, and no saved state has come since (inside of a "
+                "LossScaleOptimizer, Keras drops it). Save the model as "
+                "`.keras` to keep it.",
+                stacklevel=2,
+            )
         paths = _unique_paths(variables)
         excluded, unmatched = exclusions.resolve(
             self.exclude_from_clipping, paths
@@ -436,10 +452,22 @@ class AdamaxClipped(keras.optimizers.Optimizer):
             return gradient
         # A norm is one of summed rows: each sum stands at one occurrence.
         _, values, is_first = self._kernel.summed_rows(gradient)
-        is_first = ops.reshape(is_first, (-1,) + (1,) * (len(values.shape) - 1))
+        is_first = ops.reshape(
+            is_first, (-1,) + (1,) * (len(variable.shape) - 1)
+        )
         return self._kernel.with_values(
             gradient, ops.where(is_first, values, ops.zeros_like(values))
         )
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Gives the variables their moving averages, with `use_ema`.
+
+        Args:
+            var_list: The variables that the optimizer was built with.
+        """
+        # It is not built yet where there was nothing to train.
+        if self.built:
+            super().finalize_variable_values(var_list)
 
     def stateless_apply(
         self,
@@ -480,6 +508,10 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         ]
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        variables = [v for v in variables if self._use_weight_decay(v)]
+        if not variables:
+            # On torch Keras's cannot do with an empty list.
+            return
         self._weight_decay_readers += 1
         try:
             super()._apply_weight_decay(variables)
@@ -493,16 +525,31 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         learning_rate: Tensor,
     ) -> None:
         super()._backend_update_step(grads, trainable_variables, learning_rate)
+        product = self._log_beta_1_product
         if "beta_1" in self._live.schedules:
-            self._log_beta_1_product.assign(
-                self._next_log_beta_1_product(self._log_beta_1_product.dtype)
+            product.assign(self._next_log_beta_1_product(product.dtype))
+        elif self.bias_correction:
+            value = ops.convert_to_tensor(product)
+            product.assign(
+                ops.where(
+                    ops.equal(value, 0.0),
+                    value,
+                    self._next_log_beta_1_product(product.dtype),
+                )
             )
 
     def _next_log_beta_1_product(self, dtype: str) -> Tensor:
         beta_1 = self._live.tensor("beta_1", self.iterations, dtype)
+        product = ops.cast(self._log_beta_1_product, dtype)
         if "beta_1" in self._live.schedules:
-            return ops.cast(self._log_beta_1_product, dtype) + ops.log(beta_1)
-        return ops.cast(self.iterations + 1, dtype) * ops.log(beta_1)
+            return product + ops.log(beta_1)
+        # 0 stands for a number that was the same in all steps so far: their
+        # product is then more exact than a sum of logarithms.
+        return ops.where(
+            ops.equal(product, 0.0),
+            ops.cast(self.iterations + 1, dtype) * ops.log(beta_1),
+            product + ops.log(beta_1),
+        )
 
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Tensor
@@ -585,18 +632,19 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         is_excluded: Tensor,
     ) -> None:
         clipped = update_rule.is_clipped(gradient, bound)
+        # The gradient itself may not know its shape.
+        shape = tuple(self._trainable_variables[index].shape)
         if is_counted is None:
-            counted = math.prod(gradient.shape)
+            counted = math.prod(shape)
         else:
             # A row of the gradient stands for all that had its index.
-            row_size = math.prod(gradient.shape[1:])
             clipped = ops.logical_and(
                 clipped,
-                ops.reshape(
-                    is_counted, (-1,) + (1,) * (len(gradient.shape) - 1)
-                ),
+                ops.reshape(is_counted, (-1,) + (1,) * (len(shape) - 1)),
             )
-            counted = ops.sum(ops.cast(is_counted, "int32")) * row_size
+            counted = ops.sum(ops.cast(is_counted, "int32")) * math.prod(
+                shape[1:]
+            )
         clipped = ops.sum(ops.cast(clipped, "int32"))
         counted = ops.where(is_excluded, 0, counted)
         rows = ops.convert_to_tensor(self._clip_counts)
@@ -688,7 +736,18 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         )
 
     def _set_live(self, name: str, value: Any) -> None:
+        # Fails where `fit` holds the state and would not see the change.
+        product = self._log_beta_1_product_so_far(self._scalar_values())
         self._live.set(name, value)
+        if name == "beta_1":
+            self._keep_log_beta_1_product(product)
+
+    def _keep_log_beta_1_product(self, product: np.ndarray) -> None:
+        """Goes on from the product so far, whatever `beta_1` is now."""
+        scalars = self._scalar_values()
+        scalars["log_beta_1_product"] = np.zeros_like(product)
+        is_constant = product == self._log_beta_1_product_so_far(scalars)
+        self._log_beta_1_product.assign(0 if is_constant else product)
 
     @property
     def weight_decay(self) -> Any:
@@ -736,19 +795,41 @@ class AdamaxClipped(keras.optimizers.Optimizer):
             )
         if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
             value = ops.convert_to_numpy(value)
-        self._written_learning_rate = hyperparameters.check(
-            "learning_rate", value
-        )
+        value = hyperparameters.check("learning_rate", value)
+        # Fails where `fit` holds the state and would not see the change.
+        self._kernel.to_numpy(self._learning_rate_variable)
         self._learning_rate_is_set = True
-        self._learning_rate_variable.assign(float(self._written_learning_rate))
+        self._learning_rate_variable.assign(float(value))
+        # Callbacks compute it from the variable, and 0.5 times what stands
+        # there for 0.001 is 0.0005000000237.
+        shortest = hyperparameters.shortest_decimal(
+            self._kernel.to_numpy(self._learning_rate_variable)
+        )
+        self._written_learning_rate = value if value == shortest else shortest
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _READ_ONLY and getattr(self, "_is_constructed", False):
+        if not getattr(self, "_is_constructed", False):
+            super().__setattr__(name, value)
+            return
+        is_read_only = name in _READ_ONLY
+        if name == "loss_scale_factor":
+            # Keras's wrappers set it, and turn it off where they scale.
+            value = _positive(name, value)
+            is_read_only = (
+                self.built
+                and value is not None
+                and value != self.loss_scale_factor
+            )
+        if is_read_only:
             raise AttributeError(
                 f"`{name}` is read-only: compiled steps would not see a "
                 f"change. Received: {name}={value!r}. Make an optimizer with "
                 "it."
             )
+        if name in hyperparameters.RANGES:
+            # Keras's would take a variable for one of the optimizer's.
+            object.__setattr__(self, name, value)
+            return
         super().__setattr__(name, value)
 
     def exclude_from_weight_decay(
@@ -845,6 +926,12 @@ class AdamaxClipped(keras.optimizers.Optimizer):
             "skipped_steps": self._skipped_steps,
         }
 
+    def _scalar_values(self) -> dict[str, np.ndarray]:
+        return {
+            role: self._kernel.to_numpy(variable)
+            for role, variable in self._scalars().items()
+        }
+
     def _per_variable(self) -> dict[str, Sequence[Any]]:
         roles: dict[str, Sequence[Any]] = {
             "momentum": self._momentums,
@@ -862,10 +949,7 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         Args:
             store: What Keras gives: a mapping from names to arrays.
         """
-        scalars = {
-            role: self._kernel.to_numpy(variable)
-            for role, variable in self._scalars().items()
-        }
+        scalars = self._scalar_values()
         scalars["log_beta_1_product"] = self._log_beta_1_product_so_far(scalars)
         settings = self._settings(scalars)
         if self._pending_state is not None:
@@ -935,15 +1019,17 @@ class AdamaxClipped(keras.optimizers.Optimizer):
     def _log_beta_1_product_so_far(
         self, scalars: Mapping[str, np.ndarray]
     ) -> np.ndarray:
-        # Under a number the variable is not kept; an optimizer with a
-        # schedule that loads the state goes on from what it would be.
+        # Under a number the variable is 0 until the number changes; whoever
+        # loads the state goes on from what it would be.
         product = scalars["log_beta_1_product"]
-        if "beta_1" in self._live.schedules:
+        if "beta_1" in self._live.schedules or product != 0:
             return product
         updates = int(scalars["iterations"]) // (
             self.gradient_accumulation_steps or 1
         )
-        beta_1 = self._live.get("beta_1", scalars["hyperparameters"])
+        beta_1 = float(
+            scalars["hyperparameters"][hyperparameters.PACKED.index("beta_1")]
+        )
         logarithm = math.log(beta_1) if beta_1 > 0 else -math.inf
         return np.asarray(updates * logarithm if updates else 0, product.dtype)
 
@@ -1002,6 +1088,7 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         for name in self._live.written:
             self._live.written[name] = self._live.get(name, packed)
         self._unmatched_patterns = ()
+        self._lacks_state = False
         self._pending_state = (
             None if self.built else saved_state.positional(surplus)
         )
@@ -1117,7 +1204,7 @@ class AdamaxClipped(keras.optimizers.Optimizer):
             [tuple(v.shape) for v in self._trainable_variables],
             [momentum is not None for momentum in self._momentums],
             use_ema=self.use_ema,
-            accumulates=self.gradient_accumulation_steps is not None,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
         )
         if self.bias_correction and "beta_1" in self._live.schedules:
             raise ValueError(
@@ -1154,18 +1241,13 @@ class AdamaxClipped(keras.optimizers.Optimizer):
     def _restore_scalars(self, saved: saved_state.SavedState) -> None:
         """Restores what needs no built optimizer."""
         self._learning_rate_is_set = False
+        self._lacks_state = False
         self._clip_rate_origin = None
         manifest = saved.manifest
         if manifest is None:
             return
         for role in ("iterations", "skipped_steps"):
             self._scalars()[role].assign(saved.scalar(role))
-        # It is kept under a schedule only.
-        self._log_beta_1_product.assign(
-            saved.scalar("log_beta_1_product")
-            if "beta_1" in self._live.schedules
-            else 0
-        )
         # As in Keras, the learning rate is state, and the rest is
         # configuration: of it, a change since construction is state.
         if manifest["learning_rate_is_number"]:
@@ -1178,6 +1260,11 @@ class AdamaxClipped(keras.optimizers.Optimizer):
             ):
                 self._live.written[name] = value
         self._live.assign()
+        product = saved.scalar("log_beta_1_product")
+        if "beta_1" in self._live.schedules:
+            self._log_beta_1_product.assign(product)
+        else:
+            self._keep_log_beta_1_product(product)
         pattern = manifest["not_decayed_pattern"]
         if pattern and not self._excluded_from_weight_decay_by_user:
             super().exclude_from_weight_decay(var_names=[pattern])
@@ -1247,10 +1334,12 @@ def _positive(name: str, value: Any) -> int | float | None:
 
 def _unique_paths(variables: Sequence[Any]) -> tuple[str, ...]:
     """A key for each variable: its path, numbered where that repeats."""
-    seen: dict[str, int] = {}
-    paths = []
+    paths: dict[str, None] = {}
     for variable in variables:
-        path = getattr(variable, "path", variable.name)
-        seen[path] = seen.get(path, 0) + 1
-        paths.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+        path = unique = getattr(variable, "path", variable.name)
+        number = 1
+        while unique in paths:
+            number += 1
+            unique = f"{path}#{number}"
+        paths[unique] = None
     return tuple(paths)

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest"
 POSITIONAL = "variable"
 _SCALARS = ("iterations", "log_beta_1_product", "skipped_steps")
+# Unlike moments, which Keras's `overwrite_with_gradient` variables lack.
+_FOR_EVERY_VARIABLE = ("clip_counts", "clipping_exclusion")
 # What can change while a state waits for its variables.
 _CHANGING_SETTINGS = (
     "constructed",
@@ -46,6 +48,7 @@ OTHER_OPTIMIZERS = (
     "adafactor",
     "adagrad",
     "adam",
+    "adam_w",
     "adamw",
     "ftrl",
     "lamb",
@@ -53,8 +56,9 @@ OTHER_OPTIMIZERS = (
     "multi_optimizer",
     "muon",
     "nadam",
+    "rm_sprop",
     "rmsprop",
-    "schedule_free_adamw",
+    "schedule_free_adam_w",
     "sgd",
     "SGD",
 )
@@ -277,7 +281,14 @@ def _read_manifest(
     if missing:
         raise damaged(f"its manifest lacks {', '.join(missing)}")
     shapes = {e["key"]: tuple(e["shape"]) for e in manifest["entries"]}
-    missing = [key for key in (*_SCALARS, *shapes) if key not in arrays]
+    required = [
+        _key(role, i)
+        for role in _FOR_EVERY_VARIABLE
+        for i in range(len(manifest["paths"]))
+    ]
+    missing = [
+        key for key in (*_SCALARS, *required, *shapes) if key not in arrays
+    ]
     if missing:
         raise damaged(f"it lacks {', '.join(missing)}")
     wrong = [
@@ -361,6 +372,55 @@ def match(
     return order
 
 
+class _AdamaxLayout(NamedTuple):
+    """Which variables a `keras.optimizers.Adamax` has."""
+
+    has_learning_rate: bool
+    use_ema: bool
+    accumulates: bool
+
+    def __str__(self) -> str:
+        kind = "a number" if self.has_learning_rate else "a schedule"
+        return (
+            f"learning rate {kind}, use_ema={self.use_ema}, gradient "
+            f"accumulation {'on' if self.accumulates else 'off'}"
+        )
+
+    def positions(
+        self, shapes: Sequence[Sequence[int]], has_state: Sequence[bool]
+    ) -> list[tuple[str, int | None, tuple[int, ...]]]:
+        """Role, index of the model's variable and shape, in order."""
+        result: list[tuple[str, int | None, tuple[int, ...]]] = [
+            ("iterations", None, ())
+        ]
+        if self.has_learning_rate:
+            result.append(("learning_rate", None, ()))
+        with_state = [i for i, present in enumerate(has_state) if present]
+        if self.use_ema:
+            result += [("average", i, tuple(shapes[i])) for i in with_state]
+        if self.accumulates:
+            result += [
+                ("gradient_accumulator", i, tuple(shape))
+                for i, shape in enumerate(shapes)
+            ]
+        for i in with_state:
+            result.append(("momentum", i, tuple(shapes[i])))
+            result.append(("norm", i, tuple(shapes[i])))
+        return result
+
+    def fits(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        shapes: Sequence[Sequence[int]],
+        has_state: Sequence[bool],
+    ) -> bool:
+        positions = self.positions(shapes, has_state)
+        return len(arrays) == len(positions) and all(
+            str(i) in arrays and tuple(arrays[str(i)].shape) == shape
+            for i, (_, _, shape) in enumerate(positions)
+        )
+
+
 def interpret_adamax(
     arrays: Mapping[str, np.ndarray],
     paths: Sequence[str],
@@ -368,7 +428,7 @@ def interpret_adamax(
     has_state: Sequence[bool],
     *,
     use_ema: bool,
-    accumulates: bool,
+    gradient_accumulation_steps: int | None,
 ) -> dict[str, Any]:
     """Finds the roles in the positional state of a `keras.optimizers.Adamax`.
 
@@ -377,8 +437,8 @@ def interpret_adamax(
         paths: Paths of our variables.
         shapes: Their shapes.
         has_state: Whether Keras keeps moments for the variable.
-        use_ema: Whether this optimizer has moving averages.
-        accumulates: Whether this optimizer accumulates gradients.
+        use_ema: Setting of this optimizer.
+        gradient_accumulation_steps: Setting of this optimizer.
 
     Returns:
         Role to array, or to a list with an array (or `None`) a variable.
@@ -386,19 +446,13 @@ def interpret_adamax(
     Raises:
         ValueError: If no layout fits, or more than one does.
     """
-    found = []
-    for has_learning_rate in (True, False):
-        for ema in (True, False):
-            for accumulators in (True, False):
-                layout = _adamax_layout(
-                    shapes, has_state, has_learning_rate, ema, accumulators
-                )
-                if _fits(arrays, layout):
-                    found.append((has_learning_rate, ema, accumulators, layout))
-    described = [
-        f"learning rate {'a number' if f[0] else 'a schedule'}, use_ema={f[1]},"
-        f" gradient accumulation {'on' if f[2] else 'off'}"
-        for f in found
+    accumulates = gradient_accumulation_steps is not None
+    found = [
+        layout
+        for layout in itertools.starmap(
+            _AdamaxLayout, itertools.product((True, False), repeat=3)
+        )
+        if layout.fits(arrays, shapes, has_state)
     ]
     hint = "To start with fresh optimizer state, compile after loading."
     if not found:
@@ -410,62 +464,64 @@ def interpret_adamax(
             f"variables {list(paths)} of shapes "
             f"{[tuple(shape) for shape in shapes]}. {hint}"
         )
-    if len(found) > 1:
+    # Averages and accumulators look alike: it is the settings of this
+    # optimizer that say which they are.
+    chosen = [
+        layout
+        for layout in found
+        if (layout.use_ema, layout.accumulates) == (use_ema, accumulates)
+    ]
+    if not chosen:
+        raise ValueError(
+            "The saved state of a keras.optimizers.Adamax does not fit the "
+            "settings of this optimizer. Saved: "
+            f"{', or '.join(map(str, found))}. Here: use_ema={use_ema}, "
+            f"gradient accumulation {'on' if accumulates else 'off'}. Make the "
+            "optimizer with the same settings."
+        )
+    if len({layout.has_learning_rate for layout in found}) > 1:
         raise ValueError(
             "The saved optimizer state is ambiguous: its numbered entries fit "
             f"a keras.optimizers.Adamax in {len(found)} ways "
-            f"({'; '.join(described)}). {hint}"
-        )
-    has_learning_rate, ema, accumulators, layout = found[0]
-    if (ema, accumulators) != (use_ema, accumulates):
-        raise ValueError(
-            "The saved state of a keras.optimizers.Adamax does not fit the "
-            f"settings of this optimizer. Saved: {described[0]}. Here: "
-            f"use_ema={use_ema}, gradient accumulation "
-            f"{'on' if accumulates else 'off'}. Make the optimizer with the "
-            "same settings."
+            f"({'; '.join(map(str, found))}). {hint}"
         )
     result: dict[str, Any] = {}
-    for position, (role, index, _) in enumerate(layout):
-        array = arrays[str(position)]
+    for i, (role, index, _) in enumerate(
+        chosen[0].positions(shapes, has_state)
+    ):
         if index is None:
-            result[role] = array
+            result[role] = arrays[str(i)]
         else:
-            result.setdefault(role, [None] * len(paths))[index] = array
+            result.setdefault(role, [None] * len(paths))[index] = arrays[str(i)]
+    _check_adamax(result, use_ema, gradient_accumulation_steps, hint)
     return result
 
 
-def _adamax_layout(
-    shapes: Sequence[Sequence[int]],
-    has_state: Sequence[bool],
-    has_learning_rate: bool,
-    ema: bool,
-    accumulators: bool,
-) -> list[tuple[str, int | None, tuple[int, ...]]]:
-    layout: list[tuple[str, int | None, tuple[int, ...]]] = [
-        ("iterations", None, ())
-    ]
-    if has_learning_rate:
-        layout.append(("learning_rate", None, ()))
-    with_state = [i for i, present in enumerate(has_state) if present]
-    if ema:
-        layout += [("average", i, tuple(shapes[i])) for i in with_state]
-    if accumulators:
-        layout += [
-            ("gradient_accumulator", i, tuple(shapes[i]))
-            for i in range(len(shapes))
-        ]
-    for i in with_state:
-        layout.append(("momentum", i, tuple(shapes[i])))
-        layout.append(("norm", i, tuple(shapes[i])))
-    return layout
+def _check_adamax(
+    roles: Mapping[str, Any], use_ema: bool, steps: int | None, hint: str
+) -> None:
+    """Refuses averages that are accumulators, and the other way about."""
 
+    def is_zero(role: str) -> bool:
+        return not any(np.any(a) for a in roles.get(role, ()) if a is not None)
 
-def _fits(
-    arrays: Mapping[str, np.ndarray],
-    layout: Sequence[tuple[str, int | None, tuple[int, ...]]],
-) -> bool:
-    return set(arrays) == {str(i) for i in range(len(layout))} and all(
-        tuple(arrays[str(i)].shape) == shape
-        for i, (_, _, shape) in enumerate(layout)
-    )
+    iterations = int(roles["iterations"])
+    if (
+        steps is not None
+        and iterations % steps == 0
+        and not is_zero("gradient_accumulator")
+    ):
+        raise ValueError(
+            "The saved state of a keras.optimizers.Adamax does not fit the "
+            f"settings of this optimizer. With gradient_accumulation_steps="
+            f"{steps} the accumulators are 0 after {iterations} calls, and in "
+            "the saved state they are not: it was saved with another number, "
+            f"or with use_ema=True and without accumulation. {hint}"
+        )
+    if use_ema and is_zero("average") and not is_zero("norm"):
+        raise ValueError(
+            "The saved state of a keras.optimizers.Adamax does not fit the "
+            "settings of this optimizer. With use_ema=True there are averages "
+            "of the weights, and in the saved state they are all 0: it was "
+            f"saved with use_ema=False and with gradient accumulation. {hint}"
+        )

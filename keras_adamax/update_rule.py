@@ -21,6 +21,7 @@ References:
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -59,12 +60,12 @@ def clip_bound(
         A tensor like `u`, at most float32's largest finite value, so that an
         infinite gradient is an oversized one whatever `u` is.
     """
-    return ops.minimum(clip_multiplier * u + clip_epsilon, FLOAT32_MAX)
+    return _minimum(clip_multiplier * u + clip_epsilon, FLOAT32_MAX)
 
 
 def clip(g: Tensor, bound: Tensor) -> Tensor:
     """`g` with every element held in `[-bound, bound]`; NaN stays NaN."""
-    return ops.maximum(ops.minimum(g, bound), -bound)
+    return _maximum(_minimum(g, bound), -bound)
 
 
 def is_clipped(g: Tensor, bound: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def next_moments(
     """
     # `+`, because TensorFlow's `ops.add` takes shape (0, n) for a bias.
     m = ops.multiply(beta_1, m) + ops.multiply(ops.subtract(1.0, beta_1), g)
-    u = ops.maximum(ops.multiply(beta_2, u), ops.absolute(g))
+    u = _maximum(ops.multiply(beta_2, u), ops.absolute(g))
     return m, u
 
 
@@ -169,3 +170,18 @@ def sum_repeated_rows(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         ops.take(sums, segments, axis=0),
         ops.take(starts_in_order, back),
     )
+
+
+# On torch Keras's `maximum` and `minimum` round float64 to float32.
+
+
+def _maximum(x: Tensor, y: Tensor) -> Tensor:
+    if keras.backend.standardize_dtype(x.dtype) != "float64":
+        return ops.maximum(x, y)
+    return ops.where(ops.logical_or(x > y, ops.isnan(x)), x, y)
+
+
+def _minimum(x: Tensor, y: Tensor | float) -> Tensor:
+    if keras.backend.standardize_dtype(x.dtype) != "float64":
+        return ops.minimum(x, y)
+    return ops.where(ops.logical_or(x < y, ops.isnan(x)), x, y)
