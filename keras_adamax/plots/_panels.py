@@ -19,8 +19,8 @@ MAX_LINES = len(_marks.STYLES)
 _RATE_TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
 _RATE_LABEL = "clipped elements\n(fraction)"
 _WARM_UP = (
-    "In the first dozens of steps nearly every element is clipped: the bound "
-    "starts at clip_epsilon and grows by at most clip_multiplier a step, "
+    "In the first dozens of steps many elements are clipped: the bound starts "
+    "at clip_epsilon and grows by at most clip_multiplier a step, "
     "which acts as a warm-up."
 )
 
