@@ -1,9 +1,11 @@
 """Train, save, reload and continue with `optimizer="adamax_clipped"`.
 
 A small recurrent network reads scikit-learn's 1,797 handwritten digits, one
-row of 8 pixels after another. The trained model is saved; a fresh process
-loads it and trains it on, this process trains its own copy on as well, and
-both must end at the same weights and the same optimizer state.
+row of 8 pixels after another, while two callbacks record how often gradients
+are clipped and how far the weights move; a figure shows it. The trained model
+is saved; a fresh process loads it and trains it on, this process trains its
+own copy on as well, and both must end at the same weights and the same
+optimizer state.
 
     python examples/quickstart.py --backend jax --epochs 20 --output my_output
 
@@ -14,6 +16,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -39,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output",
         type=Path,
         default=Path("quickstart_output"),
-        help="folder for the saved models (default: %(default)s)",
+        help="folder for models, records and figure (default: %(default)s)",
     )
     # Used by this script itself, when it starts the fresh process.
     parser.add_argument(
@@ -60,9 +63,11 @@ from sklearn.datasets import load_digits  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
 
 import keras_adamax  # noqa: E402
+from keras_adamax import plots  # noqa: E402
 
 BATCH_SIZE = 16
 CONTINUE_EPOCHS = 3
+RECORD_EVERY = 20  # batches
 
 # TensorFlow and JAX repeat a computation on the CPU to the last bit. PyTorch
 # does not promise it: its sums may depend on the number of threads.
@@ -106,12 +111,30 @@ def build_model() -> keras.Model:
 
 
 def train(
-    model: keras.Model, images: np.ndarray, labels: np.ndarray, epochs: int
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Trains `model` for `epochs`, with the batches in a fixed order."""
     model.fit(
-        images, labels, batch_size=BATCH_SIZE, epochs=epochs, shuffle=False
+        images,
+        labels,
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
+        shuffle=False,
+        callbacks=list(callbacks),
     )
+
+
+def make_loggers(csv_file: Path) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that record the training in `csv_file`."""
+    csv_file.unlink(missing_ok=True)  # of an earlier run of this script
+    return [
+        keras_adamax.ClipRateLogger(RECORD_EVERY, filename=csv_file),
+        keras_adamax.WeightDeltaLogger(RECORD_EVERY, filename=csv_file),
+    ]
 
 
 def print_clip_rates(optimizer: keras_adamax.AdamaxClipped) -> None:
@@ -160,12 +183,17 @@ def main() -> int:
     ARGUMENTS.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     model = build_model()
-    train(model, train_x, train_y, ARGUMENTS.epochs)
+    records = ARGUMENTS.output / "training.csv"
+    loggers = make_loggers(records)
+    train(model, train_x, train_y, ARGUMENTS.epochs, loggers)
     _, accuracy = model.evaluate(test_x, test_y, verbose=0)
     print(f"\nTest accuracy: {accuracy:.4f}")
     print_clip_rates(model.optimizer)
     model.save(saved)
     print(f"Saved the model and its optimizer to {saved}")
+    figure = ARGUMENTS.output / "training.png"
+    plots.save_report(records, figure)
+    print(f"Saved the records to {records} and a figure of them to {figure}")
 
     start_fresh_process(saved)
     print("\nThis process trains its own copy on:")

@@ -8,12 +8,25 @@ loading a model that was saved with it.
 import keras
 
 from keras_adamax.adamax_clipped import AdamaxClipped
+from keras_adamax.callbacks import (
+    AtomicBackup,
+    ClipRateLogger,
+    WeightDeltaLogger,
+)
 from keras_adamax.schedules import JoinedSchedule, LinearRamp
 from keras_adamax.statistics import ClipStatistics
 
 __version__ = "0.1.0"
 
-__all__ = ["AdamaxClipped", "ClipStatistics", "JoinedSchedule", "LinearRamp"]
+__all__ = [
+    "AdamaxClipped",
+    "AtomicBackup",
+    "ClipRateLogger",
+    "ClipStatistics",
+    "JoinedSchedule",
+    "LinearRamp",
+    "WeightDeltaLogger",
+]
 
 # `register_keras_serializable` makes saving work; a plain name in `compile`
 # is looked up here, with its case.

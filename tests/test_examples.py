@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(arguments: list[str], folder: Path) -> str:
+def run(arguments: list[str], folder: Path, with_errors: bool = False) -> str:
     """Runs Python outside the checkout and returns what it printed."""
     environment = os.environ | {
         "KERAS_BACKEND": keras.backend.backend(),
@@ -27,7 +29,7 @@ def run(arguments: list[str], folder: Path) -> str:
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return done.stdout + (done.stderr if with_errors else "")
 
 
 def test_quickstart(tmp_path):
@@ -48,10 +50,43 @@ def test_quickstart(tmp_path):
     assert "The weights agree between the two processes" in printed
     if backend != "torch":
         assert "to the last bit" in printed
-    for name in ("digits.keras", "digits_continued.keras"):
+    for name in (
+        "digits.keras",
+        "digits_continued.keras",
+        "training.csv",
+        "training.png",
+    ):
         path = Path("saved", name)
         assert str(path) in printed
         assert (tmp_path / path).is_file()
+
+
+@pytest.mark.parametrize("own_data", [False, True])
+def test_weights_not_changing(tmp_path, own_data):
+    arguments = [f"--backend={keras.backend.backend()}", "--steps=100"]
+    if own_data:
+        rng = np.random.default_rng(0)
+        np.savez(
+            tmp_path / "mnist.npz",
+            x_train=rng.integers(0, 256, (60, 28, 28)).astype("uint8"),
+            y_train=np.arange(60) % 10,
+        )
+        arguments.append("--data=mnist.npz")
+    script = str(ROOT / "examples" / "weights_not_changing.py")
+    printed = run([script, *arguments], tmp_path, with_errors=True)
+    frozen, ones, learns = re.split(r"^\w+, which .*$", printed, flags=re.M)[1:]
+    assert re.findall(r"step +(\d+):", frozen) == ["0", "50", "100"]
+    assert frozen.count("NOT changed") == 2
+    assert "4 of 4 trainable variables did not change" in printed
+    assert "sequential/digit/kernel" in printed
+    assert "`update_step` did not assign anything (ReturnsOnes)" in printed
+    assert printed.count("did not change at all") == 1
+    assert ones.count(" 1.0000") == 10  # five weights, at steps 50 and 100
+    assert learns.count("  changed") == 2 and "NOT" not in learns
+    accuracies = re.findall(r"accuracy on the images: (\d\.\d+)", printed)
+    assert len(accuracies) == 3
+    if not own_data:
+        assert float(accuracies[2]) > 2 * float(accuracies[0])
 
 
 def test_readme_code(tmp_path):

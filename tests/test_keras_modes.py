@@ -18,8 +18,7 @@ FIT = support.FIT_MODES[support.DEFAULT_FIT]
 CONFIGS = {
     "defaults": {},
     "accumulation": {"gradient_accumulation_steps": 2},
-    "ema": {"use_ema": True, "ema_momentum": 0.75},
-    "ema overwrite": {
+    "ema": {
         "use_ema": True,
         "ema_momentum": 0.5,
         "ema_overwrite_frequency": 3,
@@ -38,6 +37,17 @@ CONFIGS = {
         "learning_rate": 0.125,
     },
 }
+SPARSE_CONFIGS = {
+    name: CONFIGS[name]
+    for name in (
+        "defaults",
+        "accumulation",
+        "clipnorm",
+        "clipvalue",
+        "global_clipnorm",
+        "loss scale",
+    )
+} | {"decay and ema": CONFIGS["decay"] | CONFIGS["ema"]}
 # With them ours is Keras's Adamax.
 PLAIN_ADAMAX = {
     "clip_gradients": False,
@@ -73,10 +83,10 @@ class TestLoops:
             support.assert_follows(oracle, optimizer, variables)
         assert 0 < oracle.clip_rate() < 1
 
-    @pytest.mark.parametrize("config", CONFIGS)
+    @pytest.mark.parametrize("config", SPARSE_CONFIGS)
     @pytest.mark.parametrize("loop", support.LOOPS)
     def test_sparse(self, loop, config):
-        config = CONFIGS[config]
+        config = SPARSE_CONFIGS[config]
         rng = np.random.default_rng(1)
         values = support.values_of(rng, [(5, 2), (3,)])
         table = support.sparse_gradients_of(rng, 5, 2, 6)
@@ -121,7 +131,7 @@ class TestLoops:
         oracle = support.run_oracle(support.oracle_of(values), gradients)
         support.assert_follows(oracle, optimizer, variables)
 
-    @pytest.mark.parametrize("config", ["defaults", "accumulation", "clipnorm"])
+    @pytest.mark.parametrize("config", ["accumulation", "clipnorm"])
     @pytest.mark.parametrize("loop", support.LOOPS)
     def test_variables_of_size_zero(self, loop, config):
         shapes = [(0,), (0, 3), (3, 0), (2, 0, 3), (2,)]
@@ -163,7 +173,7 @@ class TestLoops:
         assert {v.dtype for v in state} == {"float32"}
 
 
-@pytest.mark.parametrize("config", ["defaults", "ema overwrite", "all at once"])
+@pytest.mark.parametrize("config", ["defaults", "ema", "all at once"])
 @pytest.mark.parametrize("mode", support.FIT_MODES)
 def test_fit(mode, config):
     config = CONFIGS[config]
@@ -202,16 +212,14 @@ def test_train_on_batch():
 @pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
 # Dynamo and Inductor warn about themselves.
 @pytest.mark.filterwarnings("ignore")
-@BOTH
-def test_torch_compile(optimizer_class):
-    """Keras's own optimizers work with `jit_compile=True`: so must ours."""
+def test_torch_compile():
+    """Keras's own Adamax works with `jit_compile=True`: so must ours."""
     values, gradients = start()
-    optimizer = optimizer_class()
+    optimizer = AdamaxClipped()
     model = support.start_fit(values, optimizer, jit_compile=True)
     support.fit(model, gradients)
-    if optimizer_class is AdamaxClipped:
-        oracle = support.run_oracle(support.oracle_of(values), gradients)
-        support.assert_follows(oracle, optimizer, model.weights)
+    oracle = support.run_oracle(support.oracle_of(values), gradients)
+    support.assert_follows(oracle, optimizer, model.weights)
 
 
 class EmbeddingModel(keras.Model):
@@ -295,22 +303,21 @@ class TestDtypes:
         # Zero gradient, zero state, maybe zero epsilon: no 0/0.
         np.testing.assert_array_equal(numpy(variables[1]), values[1])
 
-    @pytest.mark.parametrize("epsilon", [0.0, 1e-8])
     @pytest.mark.parametrize(
         "policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
     )
     @pytest.mark.parametrize("mode", support.COMPILED_FIT)
-    def test_policies_in_fit(self, mode, policy, epsilon):
+    def test_policies_in_fit(self, mode, policy):
         values, gradients = start(shapes=[(4, 3), (4,)])
         gradients = [[g, np.zeros(4, "float32")] for g, _ in gradients]
-        optimizer = AdamaxClipped(epsilon=epsilon, learning_rate=0.125)
+        optimizer = AdamaxClipped(epsilon=0.0, learning_rate=0.125)
         model = support.start_fit(values, optimizer, mode, dtype=policy)
         values = [numpy(v) for v in model.weights]
         dtype = "float32" if policy.startswith("mixed") else policy
         assert {v.dtype for v in model.weights} == {dtype}
         support.fit(model, gradients)
         oracle = support.oracle_of(
-            values, epsilon=epsilon, learning_rate=0.125, dtypes=dtype
+            values, epsilon=0.0, learning_rate=0.125, dtypes=dtype
         )
         support.run_oracle(oracle, gradients)
         support.assert_follows(oracle, optimizer, model.weights)
@@ -676,10 +683,13 @@ def test_constraints(mode):
 
 
 class TestOverwriteWithGradient:
-    @pytest.mark.parametrize("config", ["defaults", "accumulation", "ema"])
+    @pytest.mark.parametrize(
+        "config",
+        [{}, {"gradient_accumulation_steps": 2}, {"use_ema": True}],
+        ids=str,
+    )
     @pytest.mark.parametrize("loop", support.LOOPS)
     def test_such_a_variable_becomes_its_gradient(self, loop, config):
-        config = CONFIGS[config]
         values, gradients = start(shapes=[(3, 2), (2,)], steps=4)
         gradients = [[g, np.abs(h)] for g, h in gradients]
         variables = support.make_variables(values)
@@ -698,6 +708,21 @@ class TestOverwriteWithGradient:
         support.assert_follows(oracle, optimizer, variables[:1])
         assert np.isnan(optimizer.clip_rates()["weight_1"])
         assert optimizer.clip_rate() == oracle.clip_rate()
+
+    @pytest.mark.skipif(BACKEND == "torch", reason="works there")
+    @pytest.mark.xfail(
+        strict=True,
+        reason="Keras keeps no average of such a variable, and stumbles over "
+        "it when it overwrites the others",
+    )
+    @BOTH
+    def test_with_ema_overwrite_frequency(self, optimizer_class):
+        values, gradients = start(shapes=[(3, 2), (2,)])
+        variables = support.make_variables(values)
+        variables[1].overwrite_with_gradient = True
+        optimizer = optimizer_class(use_ema=True, ema_overwrite_frequency=1)
+        step = support.make_step(support.COMPILED_LOOP, optimizer, variables)
+        step(gradients[0])
 
     @pytest.mark.parametrize("mode", support.COMPILED_FIT)
     def test_float8(self, mode):
@@ -868,7 +893,7 @@ def test_converges(config):
         np.testing.assert_allclose(numpy(v), 3.0, atol=0.05)
 
 
-@pytest.mark.parametrize("mode", support.FIT_MODES)
+@pytest.mark.parametrize("mode", support.COMPILED_FIT)
 def test_without_clipping_it_is_adamax_in_fit(mode):
     results = []
     for optimizer in (

@@ -15,6 +15,10 @@ the same functions:
   place, at a cost that does not grow with the number of rows.
 - `is_finite(gradients)` and `apply_if(finite, optimizer, apply, ...)`: the
   decision and the branch behind `skip_nonfinite`.
+- `measure(function, pack, previous, current, step)`, with `overwrite(kept,
+  values)`, `after(event, *values)`, `count_integers(values, length)` and
+  `place_like(value, other)`: reductions of how far weights moved, without a
+  copy of the differences.
 
 The fused update of a backend belongs into the same file.
 """

@@ -1,6 +1,7 @@
 """TensorFlow: `tf.IndexedSlices`, distribution strategies, graph branches."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,3 +158,79 @@ def _needs_merge_call() -> bool:
         and tf.distribute.get_replica_context() is not None
         and not tf.__internal__.distribute.strategy_supports_no_merge_call()
     )
+
+
+def measure(
+    function: Callable[..., Tensor],
+    pack: Callable[..., Tensor],
+    previous: Sequence[Tensor],
+    current: Sequence[Tensor],
+    step: Tensor,
+) -> Tensor:
+    """`pack([function(p, c), ...], step)`, over pairs of values, as a graph."""
+    return _measuring_graph(function, pack)(list(previous), list(current), step)
+
+
+@functools.cache
+def _measuring_graph(
+    function: Callable[..., Tensor], pack: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    @functools.partial(tf.function, autograph=False)
+    def measure_one(previous: Tensor, current: Tensor) -> Tensor:
+        # Traced once for each shape, and not for each variable.
+        return function(previous, current, in_blocks=True)
+
+    @functools.partial(tf.function, autograph=False)
+    def graph(
+        previous: list[Tensor], current: list[Tensor], step: Tensor
+    ) -> Tensor:
+        # A graph computes whatever it can at once, and would hold the
+        # differences of all variables: so group after group.
+        parts: list[Tensor] = []
+        for start, end in _groups([v.shape.num_elements() for v in current]):
+            with tf.control_dependencies(parts[-1:]):
+                parts += [
+                    measure_one(previous[i], current[i])
+                    for i in range(start, end)
+                ]
+        return pack(parts, step)
+
+    return graph
+
+
+def _groups(sizes: Sequence[int], limit: int = 2**18) -> list[tuple[int, int]]:
+    """Ranges of neighbours that have about `limit` elements together."""
+    ends = [0]
+    total = 0
+    for i, size in enumerate(sizes):
+        total += size
+        if total >= limit or i == len(sizes) - 1:
+            ends.append(i + 1)
+            total = 0
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def overwrite(kept: list[Tensor], values: Sequence[Tensor]) -> None:
+    """Makes `kept` a copy of `values`.
+
+    It shares the variables' memory until a step writes to them: TensorFlow
+    copies then.
+    """
+    kept[:] = [tf.identity(value) for value in values]
+
+
+def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The values, made known only when `event` has been computed."""
+    del event  # what is asked for twice is computed twice
+    return values
+
+
+def count_integers(values: Tensor, length: int) -> Tensor:
+    """How often each of `0, ..., length - 1` occurs."""
+    return tf.math.bincount(values, minlength=length, maxlength=length)
+
+
+def place_like(value: Tensor, other: Tensor) -> Tensor:
+    """`value`, for TensorFlow places it."""
+    del other
+    return value

@@ -1,0 +1,128 @@
+"""Folders that appear whole or not at all, with the one before as a spare."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_adamax.callbacks import _files
+
+_PREFIX = "generation-"
+_TEMPORARY = "unfinished-"
+_STATE = "state.json"
+
+
+class Damaged(Exception):
+    """A generation is not as it was written."""
+
+
+class Generations:
+    """Numbered snapshots in a folder.
+
+    Each is a folder of its own: it is written under another name, flushed to
+    the disk, and then renamed. A checksum of each file tells later whether
+    the disk has kept it.
+
+    Args:
+        folder: The folder; it is made when needed.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def paths(self) -> list[Path]:
+        """The generations, newest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [
+            path
+            for path in self.folder.iterdir()
+            if path.name.startswith(_PREFIX)
+            and path.name.removeprefix(_PREFIX).isdigit()
+        ]
+        return sorted(found, key=_number, reverse=True)
+
+    def write(self, state: Any, write_files: Callable[[Path], None]) -> Path:
+        """Adds a generation, and removes all but it and the one before.
+
+        Args:
+            state: JSON.
+            write_files: Writes files into the folder that it is given.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.clean()
+        older = self.paths()
+        number = _number(older[0]) + 1 if older else 1
+        temporary = self.folder / f"{_TEMPORARY}{number:08d}"
+        temporary.mkdir()
+        write_files(temporary)
+        files = sorted(path for path in temporary.iterdir())
+        for path in files:
+            _files.sync(path)
+        content = {
+            "files": {path.name: _digest(path) for path in files},
+            "state": state,
+        }
+        text = json.dumps(content, sort_keys=True, default=_to_json)
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        (temporary / _STATE).write_text(f"{checksum}\n{text}\n", "utf-8")
+        _files.sync(temporary / _STATE)
+        _files.sync_folder(temporary)
+        path = self.folder / f"{_PREFIX}{number:08d}"
+        os.rename(temporary, path)
+        _files.sync_folder(self.folder)
+        for old in older[1:]:
+            self.remove(old)
+        return path
+
+    def read(self, path: Path) -> Any:
+        """The state of a generation whose files are all intact.
+
+        Raises:
+            Damaged: If it is not as it was written.
+        """
+        try:
+            text = (path / _STATE).read_text("utf-8")
+            checksum, _, text = text.partition("\n")
+            text = text.removesuffix("\n")
+            if hashlib.sha256(text.encode()).hexdigest() != checksum:
+                raise Damaged(f"{_STATE} is not as it was written")
+            content = json.loads(text)
+            for name, digest in content["files"].items():
+                if _digest(path / name) != digest:
+                    raise Damaged(f"{name} is not as it was written")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Damaged(str(error)) from error
+        return content["state"]
+
+    def remove(self, path: Path) -> None:
+        """Removes a generation: it is gone before its files go."""
+        aside = self.folder / f"{_TEMPORARY}removed-{path.name}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.rename(path, aside)
+        shutil.rmtree(aside)
+
+    def clean(self) -> None:
+        """Removes what a crash has left unfinished."""
+        for path in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(path)
+
+
+def _to_json(value: Any) -> Any:
+    """What callbacks may have put into the History: arrays and their like."""
+    return np.asarray(value).tolist()
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,74 @@
+"""The optimizers that train a model, through whatever surrounds them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_adamax.adamax_clipped import AdamaxClipped
+
+
+def of_model(model: Any) -> list[Any]:
+    """The optimizers that a model holds, not unwrapped.
+
+    The one that it was compiled with comes first; a model with a `train_step`
+    of its own may have others as attributes.
+    """
+    candidates = [getattr(model, "optimizer", None), *vars(model).values()]
+    found: dict[int, Any] = {}
+    for candidate in candidates:
+        if isinstance(candidate, keras.optimizers.Optimizer):
+            found.setdefault(id(candidate), candidate)
+    inner = {
+        id(leaf)
+        for optimizer in found.values()
+        for leaf in leaves(optimizer)
+        if leaf is not optimizer
+    }
+    return [o for key, o in found.items() if key not in inner]
+
+
+def leaves(optimizer: Any) -> Iterator[Any]:
+    """The optimizers inside of wrappers, or the optimizer itself."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        yield from leaves(optimizer.inner_optimizer)
+    elif isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        for inner in optimizer.optimizers:
+            yield from leaves(inner)
+    else:
+        yield optimizer
+
+
+def all_leaves(optimizers: Sequence[Any]) -> list[Any]:
+    """The optimizers that are in these, unwrapped."""
+    return [leaf for optimizer in optimizers for leaf in leaves(optimizer)]
+
+
+def ours(optimizers: Sequence[Any]) -> list[AdamaxClipped]:
+    """Those in these that are `AdamaxClipped`."""
+    found = all_leaves(optimizers)
+    return [leaf for leaf in found if isinstance(leaf, AdamaxClipped)]
+
+
+def updates(optimizers: Sequence[Any]) -> Any:
+    """The number of updates applied so far, as an integer tensor.
+
+    Of several optimizers the one that has made most counts: they take turns.
+    """
+    iterations = [ops.convert_to_tensor(o.iterations) for o in optimizers]
+    if not iterations:
+        return ops.zeros((), "int32")
+    if len(iterations) == 1:
+        return iterations[0]
+    return ops.max(ops.stack([ops.cast(i, "int32") for i in iterations]))
+
+
+def unique_names(paths: list[str]) -> list[str]:
+    """The paths; one that repeats gets a number, as in the optimizer."""
+    seen: dict[str, int] = {}
+    names = []
+    for path in paths:
+        seen[path] = seen.get(path, 0) + 1
+        names.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return names

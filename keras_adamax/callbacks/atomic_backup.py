@@ -1,0 +1,430 @@
+"""`AtomicBackup`: a stopped or killed `fit` goes on as if nothing happened."""
+
+import os
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, saving
+
+from keras_adamax import _validation
+from keras_adamax.callbacks import _files, _optimizers
+from keras_adamax.callbacks._batches import make_counter
+from keras_adamax.callbacks._generations import Damaged, Generations
+from keras_adamax.callbacks._recorder import Recorder, recorders_of
+from keras_adamax.callbacks._records import Block, from_lines, to_lines
+
+_WEIGHTS = "model.weights.h5"
+_ARRAYS = "arrays.npz"
+_JOURNAL = "records-{}-{}.csv"
+
+
+@saving.register_keras_serializable("keras_adamax")
+class AtomicBackup(keras.callbacks.BackupAndRestore):
+    """Backs up a `fit` so that it can be killed at any moment and resumed.
+
+    Use it in place of `keras.callbacks.BackupAndRestore`, which writes weights
+    and epoch one after the other: a kill in between trains an epoch again, on
+    newer weights. Here the weights, the state of the optimizer and of random
+    layers, the epoch, the History, and the records of the loggers become
+    visible together, in one rename. The backup before is kept: if the newest
+    is damaged, a warning says so and that one is used.
+
+    Run the same script again to resume: the model must be built, and as it
+    was, and `fit` gets the same arguments. Where `shuffle=False` or the data
+    come in a fixed order for each epoch, the weights end as those of a run
+    that was never stopped, to the last bit where the backend computes so; and
+    the History, the loggers' `records` and their CSV files have no gap and no
+    row twice.
+
+    Put it last in the list of callbacks, at least behind our loggers: only
+    what callbacks have done by then belongs to the backup. The state of
+    others (EarlyStopping's patience, say) does not, as in Keras.
+
+    Args:
+        backup_dir: Folder for the backups of one `fit`, and for nothing else.
+        save_freq: `"epoch"`, or an integer >= 1: a number of batches, counted
+            through all epochs. As in Keras, an epoch that was backed up in
+            its middle is begun again at its first batch, with the weights of
+            the backup. Defaults to `"epoch"`.
+        delete_checkpoint: Whether the backups are deleted when `fit` has come
+            to its end. Defaults to `True`.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If an argument is out of range. In `fit`: if the model is
+            not built, or a logger stands behind this callback.
+        RuntimeError: In `fit`, if there are backups and all are damaged.
+
+    Example:
+        >>> import keras, keras_adamax, numpy as np, tempfile
+        >>> class Stop(keras.callbacks.Callback):
+        ...     def on_epoch_begin(self, epoch, logs=None):
+        ...         if epoch == 2:
+        ...             raise KeyboardInterrupt
+        >>> def fit(model, *callbacks):
+        ...     return model.fit(
+        ...         np.ones((4, 2)), np.ones((4, 1)), epochs=3, verbose=0,
+        ...         callbacks=list(callbacks),
+        ...     )
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("adamax_clipped", "mse")
+        >>> folder = tempfile.mkdtemp()
+        >>> try:
+        ...     fit(model, keras_adamax.AtomicBackup(folder), Stop())
+        ... except KeyboardInterrupt:
+        ...     pass
+        >>> history = fit(model, keras_adamax.AtomicBackup(folder))
+        >>> history.epoch, len(history.history["loss"])
+        ([0, 1, 2], 3)
+    """
+
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike,
+        save_freq: str | int = "epoch",
+        delete_checkpoint: bool = True,
+    ):
+        if not isinstance(backup_dir, str | os.PathLike) or not str(
+            os.fspath(backup_dir)
+        ):
+            raise TypeError(
+                "`backup_dir` must be a path (a string, not empty, or a "
+                f"`pathlib.Path`). Received: backup_dir={backup_dir!r}."
+            )
+        if save_freq != "epoch":
+            if isinstance(save_freq, str):
+                raise ValueError(
+                    '`save_freq` must be "epoch" or an integer >= 1, a number '
+                    f"of batches. Received: save_freq={save_freq!r}."
+                )
+            save_freq = _validation.check_integer(
+                "save_freq", save_freq, minimum=1, alternatives=' or "epoch"'
+            )
+        super().__init__(
+            str(os.fspath(backup_dir)),
+            save_freq=save_freq,
+            double_checkpoint=True,
+            delete_checkpoint=_validation.check_bool(
+                "delete_checkpoint", delete_checkpoint
+            ),
+        )
+        # See `Recorder`. With a number of batches, the logs of a batch must be
+        # there when its state is saved.
+        self.async_safe = save_freq == "epoch"
+        self._reset()
+
+    def _reset(self) -> None:
+        self._thread: int | None = None
+        self._counter = make_counter(None, None)
+        self._last_total = 0
+        self._epoch = 0
+        self._history: dict[str, Any] | None = None
+        self._journaled: dict[str, int] = {}
+        self._has_restored = False
+
+    @property
+    def _folder(self) -> Path:
+        return Path(os.path.abspath(self.backup_dir))
+
+    # Hooks
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Restores the newest backup that is intact, if there is one."""
+        self._reset()
+        self._thread = threading.get_ident()
+        model = self.model
+        if not model.built:
+            raise ValueError(
+                "AtomicBackup needs a model that is built when `fit` is "
+                f"called. Received: the model {model.name!r}, which is not. "
+                "Give it a `keras.Input`, or call it on a batch of data."
+            )
+        for recorder in recorders_of(model):
+            if not recorder.has_begun_training:
+                raise ValueError(
+                    f"AtomicBackup must stand behind {type(recorder).__name__} "
+                    "in the list of callbacks: it would back up the state "
+                    "before the logger has recorded it."
+                )
+        self._counter = make_counter(self.params, model)
+        restored = self._read_newest()
+        if restored is None:
+            for journal in self._folder.glob(_JOURNAL.format("*", "*")):
+                journal.unlink()
+        else:
+            self._restore(model, *restored)
+
+    def on_epoch_begin(
+        self, epoch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Brings back the History, which resets itself when `fit` begins."""
+        self._restore_history()
+        self._epoch = epoch
+        self._counter.begin_epoch()
+
+    def on_train_batch_begin(
+        self, batch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Backs up the batches so far, if that is due."""
+        if self.save_freq != "epoch":
+            self._check_thread()
+            self._counter.advance(batch)
+            if self._is_due():
+                self._save(self._epoch, batch, None)
+
+    def on_train_batch_end(
+        self, batch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Counts batches; in any thread."""
+        self._counter.ended(batch)
+
+    def on_epoch_end(
+        self, epoch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Backs up the epoch, if that is due."""
+        self._check_thread()
+        self._counter.advance()
+        if self.save_freq == "epoch" or self._is_due():
+            self._save(epoch + 1, 0, logs or {})
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Deletes the backups, if they shall be."""
+        self._restore_history()  # where no epoch was left to train
+        if self._has_restored:
+            # Keras would begin the next `fit` there as well.
+            self.model._initial_epoch = None
+        if self.delete_checkpoint:
+            self._delete()
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                "AtomicBackup was called in another thread than the one that "
+                "`fit` runs in, where the model's state may be in use. Pass "
+                "it in a list, `fit(..., callbacks=[backup])`, and call its "
+                "hooks in one thread."
+            )
+
+    def _is_due(self) -> bool:
+        every = int(self.save_freq)
+        return self._counter.total // every > self._last_total // every
+
+    # Saving
+
+    def _save(
+        self, epoch: int, batch: int, logs: Mapping[str, Any] | None
+    ) -> None:
+        """Writes a generation.
+
+        Args:
+            epoch: The epoch to begin with when it is restored.
+            batch: Batches of that epoch that the weights have seen.
+            logs: Logs of an epoch that has ended just now.
+        """
+        self._last_total = self._counter.total
+        model = self.model
+        self._folder.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            f"variable-{i}": ops.convert_to_numpy(v)
+            for i, v in enumerate(_unsaved_variables(model))
+        }
+        states = {}
+        for journal, recorder in _journals(model).items():
+            state, kept = recorder.backup_state()
+            state["journal_size"] = self._append_to_journal(journal, recorder)
+            state["arrays"] = len(kept)
+            arrays |= {f"{journal}-{i}": a for i, a in enumerate(kept)}
+            states[journal] = state
+        step = int(
+            ops.convert_to_numpy(
+                _optimizers.updates(_optimizers.of_model(model))
+            )
+        )
+        content = {
+            "version": 1,
+            "epoch": epoch,
+            "batch": batch,
+            "step": step,
+            "total": self._counter.total,
+            "history": self._history_with(model, logs),
+            "loggers": states,
+        }
+
+        def write_files(folder: Path) -> None:
+            model.save_weights(folder / _WEIGHTS)
+            np.savez(folder / _ARRAYS, **arrays)
+
+        Generations(self._folder).write(content, write_files)
+
+    def _append_to_journal(self, journal: str, recorder: Recorder) -> int:
+        """Adds a logger's new records to a file; returns its size.
+
+        What a crash leaves behind the size that a generation knows is cut off
+        when that one is restored.
+        """
+        path = self._folder / journal
+        blocks = recorder.record_blocks
+        done = self._journaled.get(journal, 0)
+        with open(path, "ab") as file:
+            file.write("".join(map(to_lines, blocks[done:])).encode())
+        _files.sync(path)
+        self._journaled[journal] = len(blocks)
+        return path.stat().st_size
+
+    def _history_with(
+        self, model: Any, logs: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """The History as it will be when all callbacks have seen the epoch."""
+        history = model.history
+        epochs = list(getattr(history, "epoch", []))
+        values = {k: list(v) for k, v in history.history.items()}
+        if logs is not None and (not epochs or epochs[-1] != self._epoch):
+            epochs.append(self._epoch)
+            for name, value in logs.items():
+                values.setdefault(name, []).append(value)
+        return {"epoch": epochs, "history": values}
+
+    # Restoring
+
+    def _read_newest(self) -> tuple[Path, Any] | None:
+        generations = Generations(self._folder)
+        if self._folder.is_dir():
+            generations.clean()
+        paths = generations.paths()
+        damaged = []
+        for path in paths:
+            try:
+                state = generations.read(path)
+            except Damaged as error:
+                damaged.append((path, error))
+                continue
+            for bad, error in damaged:
+                warnings.warn(
+                    f"AtomicBackup: the newest backup, {bad}, is damaged "
+                    f"({error}). The one before is used, of epoch "
+                    f"{state['epoch']}.",
+                    stacklevel=2,
+                )
+                generations.remove(bad)
+            return path, state
+        if damaged:
+            raise RuntimeError(
+                f"AtomicBackup: all backups in {self._folder} are damaged: "
+                + "; ".join(f"{p.name} ({error})" for p, error in damaged)
+                + ". Remove the folder to begin anew."
+            )
+        return None
+
+    def _restore(self, model: Any, path: Path, state: Any) -> None:
+        optimizer = model.optimizer
+        if optimizer is not None and not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        model.load_weights(path / _WEIGHTS)
+        step = int(
+            ops.convert_to_numpy(
+                _optimizers.updates(_optimizers.of_model(model))
+            )
+        )
+        if step != state["step"]:
+            raise ValueError(
+                "AtomicBackup: the state of the optimizer does not fit the "
+                f"backup in {path}, which was made after {state['step']} "
+                f"updates. Received: an optimizer that has {step} after it "
+                "was restored. Compile the model as it was."
+            )
+        with np.load(path / _ARRAYS) as file:
+            arrays = dict(file)
+        for i, variable in enumerate(_unsaved_variables(model)):
+            variable.assign(arrays[f"variable-{i}"])
+        model._initial_epoch = state["epoch"]
+        self._has_restored = True
+        self._counter = make_counter(self.params, model, state["total"])
+        self._last_total = state["total"]
+        self._history = state["history"]
+        for journal, recorder in _journals(model).items():
+            own = state["loggers"].get(journal)
+            if own is not None:
+                blocks = self._read_journal(journal, own["journal_size"])
+                kept = [arrays[f"{journal}-{i}"] for i in range(own["arrays"])]
+                recorder.restore_state(own, kept, blocks, state["step"])
+                self._journaled[journal] = len(blocks)
+
+    def _read_journal(self, journal: str, size: int) -> list[Block]:
+        path = self._folder / journal
+        data = path.read_bytes() if path.exists() else b""
+        if len(data) < size:
+            warnings.warn(
+                f"AtomicBackup: {path} is damaged: records in memory from "
+                "before the backup are lost. (CSV files are not touched.)",
+                stacklevel=2,
+            )
+            size = data.rfind(b"\n") + 1
+        if len(data) > size:
+            os.truncate(path, size)
+        return from_lines(data[:size].decode(), str(path))
+
+    def _restore_history(self) -> None:
+        if self._history is None:
+            return
+        history = self.model.history
+        history.epoch = list(self._history["epoch"])
+        history.history = {
+            name: list(values)
+            for name, values in self._history["history"].items()
+        }
+        self._history = None
+
+    def _delete(self) -> None:
+        if not self._folder.is_dir():
+            return
+        generations = Generations(self._folder)
+        # The newest last: a kill in between leaves a backup that is right.
+        for path in reversed(generations.paths()):
+            generations.remove(path)
+        generations.clean()
+        for journal in self._folder.glob(_JOURNAL.format("*", "*")):
+            journal.unlink()
+        if not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    # Serialization
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments."""
+        return {
+            "backup_dir": self.backup_dir,
+            "save_freq": self.save_freq,
+            "delete_checkpoint": self.delete_checkpoint,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "AtomicBackup":
+        """Makes a callback from `get_config`'s result.
+
+        Args:
+            config: The arguments.
+        """
+        return cls(**config)
+
+
+def _journals(model: Any) -> dict[str, Recorder]:
+    """The loggers of a model, each with a file name that it has every time."""
+    result: dict[str, Recorder] = {}
+    for recorder in recorders_of(model):
+        name = type(recorder).__name__
+        number = sum(type(r).__name__ == name for r in result.values())
+        result[_JOURNAL.format(name, number)] = recorder
+    return result
+
+
+def _unsaved_variables(model: Any) -> list[Any]:
+    """State that `save_weights` leaves out: the seeds of random layers."""
+    saved = {id(v) for v in [*model.weights, *model.metrics_variables]}
+    if model.optimizer is not None:
+        saved |= {id(v) for v in model.optimizer.variables}
+    return [v for v in model.variables if id(v) not in saved]

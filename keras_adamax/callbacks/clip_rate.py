@@ -1,0 +1,195 @@
+"""`ClipRateLogger`: how often gradients are clipped."""
+
+import math
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from keras import saving
+
+from keras_adamax.adamax_clipped import AdamaxClipped
+from keras_adamax.callbacks import _optimizers
+from keras_adamax.callbacks._recorder import Measurement, Recorder
+from keras_adamax.statistics import ClipStatistics
+
+
+@saving.register_keras_serializable("keras_adamax")
+class ClipRateLogger(Recorder):
+    """Logs the fraction of gradient elements that `AdamaxClipped` clips.
+
+    Use it to see whether the clipping works as a safety belt (a rate near 0),
+    all the time (a rate near 1: the bound grows too slowly, see
+    `clip_multiplier`), or in which layer. In the first dozens of steps nearly
+    everything is clipped: the bound starts at 0 and has to grow.
+
+    For the gradients `g` of a variable, and the bound of each of their
+    elements, over the steps since the last record:
+
+        clip_rate = count(|g| > bound) / count(g)
+
+    Put it first in the list of callbacks: what it adds to `logs` reaches the
+    callbacks behind it. These see `clip_rate`, over all variables together;
+    with a number of batches as `update_freq` it is that of the last record
+    (NaN before the first), and the progress bar shows it from the next batch
+    on. `records` and the files hold the rate of every variable.
+
+    Args:
+        update_freq: `"epoch"` for a record at the end of each epoch, or an
+            integer >= 1 for one after that many batches, counted through all
+            epochs of a `fit`. Defaults to `"epoch"`.
+        log_dir: Folder. Event files for TensorBoard are written to
+            `clip_rate` in it; needs tensorboardX. Defaults to `None`.
+        filename: CSV file with the columns `run,epoch,batch,step,variable,
+            quantity,value`. It is appended to, and a `WeightDeltaLogger` may
+            write to the same. Defaults to `None`.
+
+    Attributes:
+        records: Dictionary of the same columns, as NumPy arrays.
+
+    When `fit` is called with an `initial_epoch` and an optimizer that has made
+    steps, the last run is continued: rows after the optimizer's step are
+    removed from `records` and from the file, in one rename.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If `update_freq` is out of range. In `fit`: if the model's
+            optimizer is not an `AdamaxClipped` that counts (also not inside of
+            a `LossScaleOptimizer` or a `MultiOptimizer`), or the file holds
+            something else than records.
+        OSError: In `fit`, if a file cannot be written when it begins. Later
+            there is a warning, and training goes on.
+        ImportError: In `fit`, if `log_dir` is given without tensorboardX.
+        RuntimeError: If a hook that reads the model is called in another
+            thread than that of `fit`.
+
+    Example:
+        >>> import keras, keras_adamax, numpy as np
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(1, name="dense")],
+        ...     name="model",
+        ... )
+        >>> model.compile("adamax_clipped", "mse")
+        >>> logger = keras_adamax.ClipRateLogger()
+        >>> history = model.fit(
+        ...     np.ones((8, 2)), np.full((8, 1), 9.0), batch_size=1, epochs=2,
+        ...     callbacks=[logger], verbose=0,
+        ... )
+        >>> history.history["clip_rate"]
+        [1.0, 1.0]
+        >>> records = logger.records
+        >>> str(records["variable"][0]), float(records["value"][0])
+        ('model/dense/kernel', 1.0)
+    """
+
+    summary_keys = ("clip_rate",)
+
+    def __init__(
+        self,
+        update_freq: str | int = "epoch",
+        log_dir: str | os.PathLike | None = None,
+        filename: str | os.PathLike | None = None,
+    ):
+        super().__init__(update_freq, log_dir, filename)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._snapshots: list[ClipStatistics] = []
+        self._has_warned_of_loss = False
+
+    def _ours(self) -> list[AdamaxClipped]:
+        """The optimizers to read, with their state brought up to date."""
+        self._bring_up_to_date()
+        return _optimizers.ours(self._optimizers)
+
+    def _check_model(self) -> None:
+        optimizers = self._ours()
+        if not optimizers:
+            leaves = _optimizers.all_leaves(self._optimizers)
+            if not leaves and not all(o.built for o in self._optimizers):
+                return  # a MultiOptimizer that makes its own when it is built
+            received = ", ".join(type(leaf).__name__ for leaf in leaves)
+            raise ValueError(
+                "ClipRateLogger needs a model whose optimizer is AdamaxClipped "
+                "(it may be inside of a LossScaleOptimizer or a "
+                f"MultiOptimizer). Received: {received or None}. Compile the "
+                'model with optimizer="adamax_clipped", or leave the logger '
+                "out."
+            )
+        for optimizer in optimizers:
+            if not optimizer.track_clip_rate:
+                raise ValueError(
+                    "ClipRateLogger needs an optimizer that counts what it "
+                    f"clips. Received: {optimizer.name!r}, with "
+                    "track_clip_rate=False. Make it with track_clip_rate=True."
+                )
+
+    def _begin_window(self) -> bool:
+        self._snapshots = [o.clip_statistics() for o in self._ours()]
+        return True
+
+    def _measure(self, has_window: bool) -> Measurement:
+        del has_window  # an optimizer that was not built had counted nothing
+        optimizers = self._ours()
+        if not optimizers:
+            self._check_model()
+        step = self._read_step()
+        before, self._snapshots = self._snapshots, []
+        names: list[str] = []
+        rates: list[float] = []
+        clipped = counted = 0
+        for i, optimizer in enumerate(optimizers):
+            now = optimizer.clip_statistics()
+            self._snapshots.append(now)
+            elapsed = self._since(now, before[i] if i < len(before) else None)
+            if elapsed is None:
+                names += now.counted
+                rates += [math.nan] * len(now.counted)
+                continue
+            names += elapsed.counted
+            if optimizer.clip_gradients:
+                rates += elapsed.rates().values()
+                clipped += sum(elapsed.clipped.values())
+                counted += sum(elapsed.counted.values())
+            else:
+                rates += [0.0] * len(elapsed.counted)
+        if counted:
+            rate = clipped / counted
+        else:
+            off = [r for r in rates if not math.isnan(r)]
+            rate = 0.0 if off else math.nan
+        return Measurement(
+            step,
+            tuple(_optimizers.unique_names(names)),
+            {"clip_rate": rates},
+            {"clip_rate": rate},
+        )
+
+    def _since(
+        self, now: ClipStatistics, before: ClipStatistics | None
+    ) -> ClipStatistics | None:
+        if before is None or not before.counted:  # it was not built
+            before = ClipStatistics(
+                dict.fromkeys(now.counted, 0), dict.fromkeys(now.counted, 0)
+            )
+        try:
+            return now.since(before)
+        except ValueError as error:
+            if not self._has_warned_of_loss:
+                self._has_warned_of_loss = True
+                warnings.warn(
+                    "ClipRateLogger cannot tell the clip rate since the last "
+                    f"record, which is NaN: {error}",
+                    stacklevel=2,
+                )
+            return None
+
+    def _end_windows(self) -> None:
+        self._snapshots = []
+
+    def _window_state(self) -> tuple[Any, list[np.ndarray]]:
+        return [[dict(s.clipped), dict(s.counted)] for s in self._snapshots], []
+
+    def _restore_window(self, state: Any, arrays: list[np.ndarray]) -> None:
+        del arrays
+        self._snapshots = [ClipStatistics(c, n) for c, n in state]

@@ -1,0 +1,270 @@
+"""Lines, headings, legends and log axes that the panels share.
+
+Needs matplotlib, as do `_heat_map`, `_sheet`, `_panels` and `_layouts`. They
+use its object-oriented interface alone, and set sizes and colours on each
+artist: `pyplot` and `rc_context` are global, so not for threads, and a user's
+dark style must not make black lines on black.
+"""
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullLocator
+
+from keras_adamax.plots import _labels
+from keras_adamax.plots._tables import Series, Table
+
+# Sizes of fonts, in points.
+SMALL, TEXT, HEADING = 7.5, 8.5, 10
+GREY = "0.35"
+# The longest name of a variable on an axis or in a legend, in characters.
+WIDEST = 38
+# Height of the strips for zeros and NaN, as a fraction of the axes.
+STRIP = 0.15
+NO_DATA: dict[str, Any] = {
+    "facecolor": "0.88",
+    "edgecolor": "0.6",
+    "hatch": "/////",
+    "lw": 0,
+}
+
+
+class Style(NamedTuple):
+    """How a line looks."""
+
+    color: str
+    dashes: Any
+    marker: str
+    width: float = 1.3
+    size: float = 3.2
+
+
+SUMMARY = Style("black", "-", "o", 2.4, 3.8)
+# Okabe & Ito's palette, without yellow (too faint on white); each colour
+# comes with its own dashes and marker, for print and for the colour-blind.
+STYLES = (
+    Style("#0072B2", "-", "o"),
+    Style("#D55E00", (0, (5, 1.5)), "s"),
+    Style("#009E73", (0, (3, 1.2, 1, 1.2)), "^"),
+    Style("#CC79A7", (0, (1.2, 1.2)), "D"),
+    Style("#E69F00", (0, (7, 1.5, 1, 1.5)), "v"),
+    Style("#56B4E9", (0, (5, 1, 1, 1, 1, 1)), "P"),
+)
+
+
+def line(ax: Axes, quantity: str, series: Series, style: Style) -> None:
+    """Draws one run of one variable."""
+    known = np.isfinite(series.values)
+    # A marker for every record if there are few, else some; but always for
+    # a record whose neighbours are missing, which has no line.
+    beside = np.concatenate([[False], known, [False]])
+    alone = known & ~beside[:-2] & ~beside[2:]
+    count = len(known)
+    spread = np.arange(count) % max(1, count // 20) == 0
+    (artist,) = ax.plot(
+        series.steps,
+        series.values,
+        color=style.color,
+        ls=style.dashes,
+        lw=style.width,
+        marker=style.marker,
+        ms=style.size,
+        markevery=np.flatnonzero(alone | spread).tolist(),
+        zorder=2 if series.variable else 3,
+    )
+    artist.set_gid(f"{quantity}:{series.variable}:run:{series.run}")
+    _clip_loosely(artist, ax)
+
+
+def _clip_loosely(artist: Line2D, ax: Axes) -> None:
+    """Lets markers stand on the frame, where the last record always is."""
+    frame = Rectangle((-0.01, -0.03), 1.02, 1.06, transform=ax.transAxes)
+    artist.set_clip_path(frame)
+
+
+def key(label: str, style: Style) -> Line2D:
+    """A legend's entry for lines of this style."""
+    return Line2D(
+        [],
+        [],
+        color=style.color,
+        ls=style.dashes,
+        lw=style.width,
+        marker=style.marker,
+        ms=style.size,
+        label=label,
+    )
+
+
+def head(ax: Axes, title: str, note: str = "") -> None:
+    """A heading, and a sentence in small print below it."""
+    lines = textwrap.wrap(note, 120)
+    ax.set_title(
+        title,
+        loc="left",
+        fontsize=HEADING,
+        weight="bold",
+        pad=4 + 10 * len(lines),
+        color="black",
+        parse_math=False,
+    )
+    if lines:
+        ax.annotate(
+            "\n".join(lines),
+            (0, 1),
+            xycoords="axes fraction",
+            xytext=(0, 4),
+            textcoords="offset points",
+            fontsize=SMALL,
+            color=GREY,
+            parse_math=False,
+        )
+
+
+def legend(ax: Axes, handles: Sequence[Artist], above: bool = False) -> None:
+    """A legend to the right of the axes, or above them in one row."""
+    if not handles:
+        return
+    place: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (1.005, 1.03),
+        "borderaxespad": 0,
+    }
+    if above:
+        place = {
+            "loc": "lower right",
+            "bbox_to_anchor": (1, 1),
+            "borderaxespad": 0.1,
+            "ncols": len(handles),
+        }
+    drawn = ax.legend(
+        handles=list(handles),
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor="black",
+        handlelength=2.6,
+        **place,
+    )
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """The values that are neither NaN nor infinite."""
+    return values[np.isfinite(values)]
+
+
+def gaps(ax: Axes, table: Table) -> list[Artist]:
+    """Hatches where the summary has no finite value; a legend's entry."""
+    found = False
+    for part in table.parts:
+        edges = np.concatenate([[part.begin], part.steps])
+        bad = np.concatenate([[False], ~np.isfinite(part.summary), [False]])
+        starts = np.flatnonzero(bad[1:] & ~bad[:-1])
+        ends = np.flatnonzero(bad[:-1] & ~bad[1:])
+        for start, end in zip(starts, ends, strict=True):
+            ax.axvspan(edges[start], edges[end], zorder=0.2, **NO_DATA)
+            found = True
+    return [Patch(label="no data (NaN or inf)", **NO_DATA)] if found else []
+
+
+def ranked(
+    shown: Sequence[Series], test: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, float]:
+    """Variables that have such values, spread evenly over 0 to 1."""
+    found = [one.variable for one in shown if test(one.values).any()]
+    found = list(dict.fromkeys(found))
+    return {
+        name: (place + 0.5) / len(found) for place, name in enumerate(found)
+    }
+
+
+def flag(
+    ax: Axes,
+    quantity: str,
+    series: Series,
+    where: np.ndarray,
+    height: float,
+    style: Style,
+) -> None:
+    """Marks, in a strip of its own, what a log scale cannot show."""
+    (artist,) = ax.plot(
+        series.steps,
+        np.where(where, height, np.nan),
+        transform=ax.get_xaxis_transform(),
+        color=style.color,
+        lw=0.8,
+        marker=style.marker,
+        ms=3.2,
+        markevery=max(1, len(where) // 40),
+        zorder=3,
+        gid=f"flag:{quantity}:{series.variable}:run:{series.run}",
+    )
+    _clip_loosely(artist, ax)
+
+
+def log_axis(
+    ax: Axes, values: np.ndarray, zeros: bool = False, bad: bool = False
+) -> None:
+    """A log scale around `values`, with strips for zeros and NaN."""
+    ax.set_yscale("log", nonpositive="mask")
+    low, high = -3.0, 0.0
+    values = finite(values)
+    # Beyond float32, but far from where powers of ten overflow.
+    values = np.clip(values[values > 0], 1e-99, 1e99)
+    if values.size:
+        low, high = math.log10(values.min()), math.log10(values.max())
+        margin = 0.05 * max(high - low, 1)
+        low, high = low - margin, high + margin
+        if math.floor(high) - math.ceil(low) < 1:
+            low, high = math.floor(low), math.ceil(high)
+    # The strips take their share of the axes off the decades.
+    strip = (high - low) * STRIP / (1 - STRIP * (zeros + bad))
+    bottom, top = low - strip * zeros, high + strip * bad
+    ax.set_ylim(10.0**bottom, 10.0**top)
+    decades = range(math.ceil(low), math.floor(high) + 1)
+    decades = decades[:: -(-len(decades) // 6)] if values.size else []
+    ticks = [10.0**decade for decade in decades]
+    names = [f"$\\mathdefault{{10^{{{decade}}}}}$" for decade in decades]
+    for tick in ticks:
+        ax.axhline(tick, color="0.9", lw=0.6, zorder=0.5)
+    for wanted, name, outer, inner in (
+        (zeros, "0", bottom, low),
+        (bad, "NaN/inf", top, high),
+    ):
+        if wanted:
+            ax.axhspan(10.0**outer, 10.0**inner, color="0.93", lw=0, zorder=0)
+            ax.axhline(10.0**inner, color="0.6", lw=0.8, zorder=1)
+            ticks.append(10.0 ** ((outer + inner) / 2))
+            names.append(name)
+    ax.set_yticks(ticks, names, fontsize=SMALL)
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def short_names(table: Table, width: int = WIDEST) -> list[str]:
+    """Names of the rows, without the folder that all of them share."""
+    folder = _labels.common_folder(table.variables)
+    paths = [path.removeprefix(folder) for path in table.variables]
+    return _labels.shorten(paths, width)
+
+
+def note(table: Table, unchanged: bool = False) -> str:
+    """Says what the names leave out and, if asked, what never changed."""
+    folder = _labels.common_folder(table.variables).removesuffix("/")
+    said = f"Variables in {_labels.shorten([folder], 50)[0]}." if folder else ""
+    if unchanged and (rows := table.unchanged()):
+        short = short_names(table, 46)
+        names = [short[row] for row in rows[:3]]
+        if len(rows) > 3:
+            names.append(f"{len(rows) - 3} more")
+        *most, last = names
+        names = f"{', '.join(most)} and {last}" if most else last
+        said += f" Never changed in these records: {names}."
+    return said.lstrip()

@@ -1,0 +1,254 @@
+"""Event files, read back by a TensorBoard server."""
+
+import builtins
+import errno
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+
+from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
+from keras_adamax.callbacks import _event_files
+from tests.callbacks import training
+
+
+class Server:
+    """A TensorBoard on the loopback interface."""
+
+    def __init__(self, folder, log):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/data/"
+        # Without TensorBoard's `main`, which asks for setuptools.
+        command = "from tensorboard.main import run_main; run_main()"
+        self.log = open(log, "w")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                command,
+                "--logdir",
+                str(folder),
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--reload_interval",
+                "1",
+                "--samples_per_plugin",
+                "scalars=1000,histograms=1000",
+            ],
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def get(self, path, **arguments):
+        query = urllib.parse.urlencode(arguments)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.url}{path}?{query}", timeout=20) as answer:
+            return json.load(answer)
+
+    def wait(self, condition, seconds=120):
+        """The first true value of a condition that asks the server."""
+        end = time.monotonic() + seconds
+        while True:
+            assert self.process.poll() is None, "the server has stopped"
+            try:
+                value = condition()
+                if value:
+                    return value
+            except (urllib.error.URLError, OSError):
+                pass
+            assert time.monotonic() < end, "the server does not have it"
+            time.sleep(0.2)
+
+    def scalars(self, run, tag):
+        """Step to value of a series."""
+        series = self.get("plugin/scalars/scalars", run=run, tag=tag)
+        return {int(step): float(value) for _, step, value in series}
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(20)
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two loggers of a run that is stopped, loses a part and is resumed."""
+    folder = tmp_path_factory.mktemp("events")
+    model = training.make_model(optimizer=AdamaxClipped(0.05))
+
+    def loggers():
+        return [
+            ClipRateLogger(log_dir=folder),
+            WeightDeltaLogger(2, log_dir=folder),
+        ]
+
+    watcher = training.WeightWatcher()
+    first = loggers()
+    training.fit(model, [*first, watcher], epochs=2)
+    model.save_weights(folder / "kept.weights.h5")
+    training.fit(model, first, epochs=4, initial_epoch=2)  # lost
+    model.load_weights(folder / "kept.weights.h5")
+    x, y = training.make_data()
+    # On other data, so that one can tell.
+    model.fit(
+        -x, 2 * y, 4, epochs=3, initial_epoch=2, callbacks=first, verbose=0
+    )
+    return folder, first, watcher
+
+
+@pytest.fixture(scope="module")
+def server(trained, tmp_path_factory):
+    server = Server(trained[0], tmp_path_factory.mktemp("log") / "log.txt")
+    yield server
+    server.stop()
+
+
+LAYERS = {
+    "model.first/kernel": "model/first/kernel",
+    "model.first/bias": "model/first/bias",
+    "model.second/kernel": "model/second/kernel",
+    "model.second/bias": "model/second/bias",
+}
+
+
+def test_scalars_are_those_of_the_records(server, trained):
+    _, (rates, deltas), _ = trained
+    for run, logger in (("clip_rate", rates), ("weight_delta", deltas)):
+        records = logger.records
+        for quantity in logger.summary_keys:
+            names = {f"{t}/{quantity}": v for t, v in LAYERS.items()}
+            names[f"all_weights/{quantity}"] = ""
+            for tag, variable in names.items():
+                expected = {
+                    row[3]: row[6]
+                    for row in training.rows(
+                        records, variable=variable, quantity=quantity
+                    )
+                }
+                assert max(expected) == 18  # and no step of what was lost
+                series = server.wait(
+                    lambda run=run, tag=tag: (
+                        max(server.scalars(run, tag)) == 18
+                        and server.scalars(run, tag)
+                    )
+                )
+                assert series == pytest.approx(expected, rel=1e-6)
+        loss = server.scalars(run, "logs/loss")
+        assert loss == pytest.approx(
+            {row[3]: row[6] for row in training.rows(records, quantity="loss")}
+        )
+
+
+def test_series_are_grouped_by_layer(server):
+    server.wait(lambda: len(server.get("plugin/scalars/tags")) == 2)
+    tags = server.get("plugin/scalars/tags")
+    assert set(tags) == {"clip_rate", "weight_delta"}
+    for run in tags.values():
+        # TensorBoard shows a group for what stands before the first slash.
+        groups = {tag.split("/")[0] for tag in run}
+        assert groups == {"model.first", "model.second", "all_weights", "logs"}
+
+
+def test_histograms_of_the_change(server, trained):
+    _, _, watcher = trained
+    tags = server.get("plugin/histograms/tags")["weight_delta"]
+    assert set(tags) == {f"{tag}/change" for tag in LAYERS}
+    for tag, path in LAYERS.items():
+        series = {
+            step: np.asarray(bins)
+            for _, step, bins in server.get(
+                "plugin/histograms/histograms",
+                run="weight_delta",
+                tag=f"{tag}/change",
+            )
+        }
+        assert sorted(series) == list(range(2, 19, 2))
+        for step in range(2, 13, 2):
+            saved = watcher.weights
+            moved = (saved[step][path] - saved[step - 2][path]).ravel()
+            bins = series[step]
+            assert bins[:, 2].sum() == pytest.approx(moved.size)
+            largest = np.abs(moved).max()
+            assert bins[0, 0] >= -largest * 1.01
+            assert bins[-1, 1] == pytest.approx(largest, rel=1e-4)
+            # Where the elements lie: their sum, to the width of a bin.
+            middles = bins[:, :2].mean(axis=1)
+            assert middles @ bins[:, 2] == pytest.approx(
+                moved.sum(), abs=moved.size * largest / 10
+            )
+
+
+def test_tags():
+    tag = _event_files.tag
+    assert tag("model/dense/kernel", "x") == "model.dense/kernel/x"
+    assert tag("a/b/c/kernel", "x") == "a.b.c/kernel/x"
+    assert tag("kernel", "x") == "kernel/x"
+
+
+def test_two_fits_within_a_second_are_two_files(tmp_path):
+    model = training.make_model()
+    logger = ClipRateLogger(log_dir=tmp_path)
+    for _ in range(3):
+        training.fit(model, [logger])
+    assert len(list((tmp_path / "clip_rate").iterdir())) == 3
+
+
+class TestBadInput:
+    def test_without_tensorboardx(self, monkeypatch, tmp_path):
+        real = builtins.__import__
+
+        def without(name, *arguments):
+            if name.startswith("tensorboardX"):
+                raise ImportError("No module named 'tensorboardX'")
+            return real(name, *arguments)
+
+        monkeypatch.setattr(builtins, "__import__", without)
+        logger = ClipRateLogger(log_dir=tmp_path)  # made, but not used
+        with pytest.raises(ImportError, match=r"keras-adamax\[tensorboard\]"):
+            training.fit(training.make_model(), [logger])
+
+    def test_a_place_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(OSError, match="cannot write event files"):
+            training.fit(
+                training.make_model(),
+                [WeightDeltaLogger(log_dir=tmp_path / "file")],
+            )
+
+    def test_a_full_disk(self, tmp_path, monkeypatch):
+        from tensorboardX import event_file_writer
+
+        class Full(event_file_writer.EventsWriter):
+            count = 0
+
+            def write_event(self, event):
+                Full.count += 1
+                if Full.count > 20:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return super().write_event(event)
+
+        monkeypatch.setattr(event_file_writer, "EventsWriter", Full)
+        logger = WeightDeltaLogger(log_dir=tmp_path)
+        with pytest.warns(UserWarning, match="No space left") as caught:
+            training.fit(training.make_model(), [logger], epochs=3)
+        assert len(training.user_warnings(caught)) == 1
+        values = training.values(
+            logger.records, variable="", quantity="weight_delta"
+        )
+        assert len(values) == 3
+        assert all(math.isfinite(value) for value in values)
