@@ -68,7 +68,7 @@ class Generations:
             "files": {path.name: _digest(path) for path in files},
             "state": state,
         }
-        text = json.dumps(content, sort_keys=True, default=_to_json)
+        text = json.dumps(content, default=_to_json)
         checksum = hashlib.sha256(text.encode()).hexdigest()
         (temporary / _STATE).write_text(f"{checksum}\n{text}\n", "utf-8")
         _files.sync(temporary / _STATE)

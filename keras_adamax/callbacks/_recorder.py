@@ -636,12 +636,13 @@ class Recorder(keras.callbacks.Callback):
         """Says once that `logs` come too late for a History before us."""
         if self._has_warned_of_history or not self._has_begun_run:
             return
-        history = getattr(self._model, "history", None)
+        history: Any = getattr(self._model, "history", None)
         if not isinstance(history, keras.callbacks.History):
             return
         if not getattr(history, "epoch", None):
             return
-        missing = [k for k in self.summary_keys if k not in history.history]
+        logged = history.history
+        missing = [key for key in self.summary_keys if key not in logged]
         if missing:
             self._has_warned_of_history = True
             name = type(self).__name__

@@ -196,6 +196,9 @@ def test_memory_of_one_copy_is_all(tmp_path):
         | {
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "PYTHONPATH": os.pathsep.join(sys.path),
+            # What is freed goes back to the system at once: the allocator's
+            # reserves would come and go in the figures.
+            "MALLOC_MMAP_THRESHOLD_": "65536",
         },
         capture_output=True,
         text=True,
@@ -206,7 +209,7 @@ def test_memory_of_one_copy_is_all(tmp_path):
     # In units of the weights: the copy and some blocks. A second copy, or the
     # differences, would make it 2.
     assert window < 1.3
-    assert record < 1.7
+    assert record < 1.3
     assert copies == 1
 
 
