@@ -628,6 +628,19 @@ class TestRecompiling:
         model.compile(optimizer, "mse", **FIT)
         fit_dense(model)
 
+    @pytest.mark.skipif(BACKEND != "jax", reason="works elsewhere")
+    @pytest.mark.xfail(
+        strict=True,
+        raises=TypeError,
+        reason="Keras on JAX asks for the averages at the end of `fit` before "
+        "it has given the optimizer its variables back",
+    )
+    @BOTH
+    def test_a_second_fit_with_averages(self, optimizer_class):
+        model = dense_model(optimizer_class(use_ema=True))
+        fit_dense(model)
+        fit_dense(model)
+
     def test_a_new_optimizer_after_unfreezing(self):
         model = dense_model(AdamaxClipped())
         model.layers[0].trainable = False
