@@ -1,0 +1,1 @@
+"""Hyperparameter search for `keras_adamax`, with KerasTuner and Optuna."""
