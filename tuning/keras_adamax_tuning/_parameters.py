@@ -184,7 +184,8 @@ class Parameter:
         return "Int" if is_integer else "Float", {
             "min_value": to_type(low),
             "max_value": to_type(high),
-            "step": None,
+            # What KerasTuner makes of None.
+            "step": 1 if is_integer and range_.scale == "linear" else None,
             "sampling": range_.scale,
             "default": min(max(to_type(default), to_type(low)), to_type(high)),
         }

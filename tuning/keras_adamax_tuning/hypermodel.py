@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import keras_tuner
 from keras.optimizers import LossScaleOptimizer
+from keras_tuner.errors import FatalTypeError, FatalValueError
 
 from keras_adamax_tuning._parameters import Parameter
 from keras_adamax_tuning._ranges import Argument
@@ -82,7 +83,9 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
         ...     )
         ...     model.compile(loss="mse")
         ...     return model
-        >>> hypermodel = AdamaxClippedHyperModel(build_model, batch_size=[16, 32])
+        >>> hypermodel = AdamaxClippedHyperModel(
+        ...     build_model, batch_size=[16, 32]
+        ... )
         >>> hp = keras_tuner.HyperParameters()
         >>> model = hypermodel.build(hp)
         >>> type(model.optimizer).__name__, model.loss
@@ -135,10 +138,13 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             A compiled model, whose optimizer is built.
 
         Raises:
-            TypeError: If `build_model` does not return a `keras.Model`.
-            ValueError: If the model is not built, or it is not compiled and
-                there are no `compile_arguments`, or `build_model` and the
-                space declare one hyperparameter in different ways.
+            keras_tuner.errors.FatalTypeError: If `build_model` does not return
+                a `keras.Model`. It is a `TypeError` that ends a search.
+            keras_tuner.errors.FatalValueError: If the model is not built, or
+                it is not compiled and there are no `compile_arguments`. It is
+                a `ValueError` that ends a search.
+            ValueError: If `build_model` and the space declare one
+                hyperparameter in different ways.
         """
         model = self.build_model(hp)
         _check_model(model)
@@ -146,7 +152,7 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
         self._fit_arguments(hp)
         if model.compiled:
             if self._compile_arguments is not None:
-                raise ValueError(
+                raise FatalValueError(
                     "`compile_arguments` must be None for models that are "
                     "compiled. Received: compile_arguments="
                     f"{self._compile_arguments!r}, and `build_model` returned "
@@ -155,7 +161,7 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             replace_optimizer(model, optimizer)
         else:
             if self._compile_arguments is None:
-                raise ValueError(
+                raise FatalValueError(
                     "The model must be compiled, or there must be "
                     "`compile_arguments`. Received: from `build_model` the "
                     f"model {model.name!r}, which is not compiled, and "
@@ -184,13 +190,13 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             What `keras.Model.fit` returns.
 
         Raises:
-            ValueError: If `batch_size` or `epochs` is in the hypermodel and
-                among the arguments.
+            keras_tuner.errors.FatalValueError: If `batch_size` or `epochs` is
+                in the hypermodel and among the arguments.
         """
         arguments = self._fit_arguments(hp)
         for name in arguments:
             if name in kwargs or len(args) > _FIT_ARGUMENTS[name][1]:
-                raise ValueError(
+                raise FatalValueError(
                     f"`{name}` must be given once. Received: {name} in the "
                     "hypermodel and in the call of `search`. Leave it out of "
                     "one of them. (Hyperband gives `epochs` itself.)"
@@ -235,13 +241,13 @@ def replace_optimizer(model: keras.Model, optimizer: Any) -> None:
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
-        raise TypeError(
+        raise FatalTypeError(
             "`build_model` must return a keras.Model. "
             f"Received: {model!r} (of type {type(model).__name__})."
             + (" Is its `return` missing?" if model is None else "")
         )
     if not model.built:
-        raise ValueError(
+        raise FatalValueError(
             "`build_model` must return a model that is built, so that its "
             "optimizer can be built and a trial's weights keep its state. "
             f"Received: the model {model.name!r}, which is not. Begin it with "
