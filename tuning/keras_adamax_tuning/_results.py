@@ -25,19 +25,20 @@ def to_metrics(results: Any, objective: Any) -> dict[str, float]:
             return mean([to_metrics(r, objective) for r in results])
     if isinstance(results, numbers.Real):
         return {objective.name: float(results)}
+    found: Any = results
     if isinstance(results, keras.callbacks.History):
-        results = {
+        found = {
             name: values[-1]
-            for name, values in results.history.items()
+            for name, values in found.history.items()
             if len(values)
         }
-    if not isinstance(results, Mapping):
+    if not isinstance(found, Mapping):
         raise keras_tuner_errors.FatalTypeError(
             "`fit` must return a History, a number, a dictionary of metrics, "
             f"or a list of these. Received: {results!r} (of type "
             f"{type(results).__name__}). Return what `model.fit` returns."
         )
-    metrics = {name: float(value) for name, value in results.items()}
+    metrics = {name: float(value) for name, value in found.items()}
     if objective.name not in metrics:
         if not objective.has_value(metrics):
             raise keras_tuner_errors.FatalValueError(

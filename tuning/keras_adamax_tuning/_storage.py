@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import event
 from sqlalchemy import exc as sqlalchemy_errors
 
 from keras_adamax_tuning._errors import StorageError
@@ -121,12 +122,12 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
 
 def _begin_with_the_lock(storage: RDBStorage) -> None:
     engine = storage.engine
-    if engine.dialect.name != "sqlite" or sqlalchemy.event.contains(
+    if engine.dialect.name != "sqlite" or event.contains(
         engine, "begin", _begin_immediate
     ):
         return
-    sqlalchemy.event.listen(engine, "connect", _leave_transactions_to_us)
-    sqlalchemy.event.listen(engine, "begin", _begin_immediate)
+    event.listen(engine, "connect", _leave_transactions_to_us)
+    event.listen(engine, "begin", _begin_immediate)
     storage.remove_session()
     engine.dispose()  # connections from before know nothing of it
 
@@ -140,14 +141,10 @@ def _begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 def _check_writable(storage: RDBStorage) -> None:
-    # The version is in a row that every database of Optuna's has.
-    table = optuna.storages._rdb.models.VersionInfoModel
+    # A row that every database of Optuna's has; it stays as it is.
+    statement = "UPDATE version_info SET library_version = library_version"
     with storage.engine.begin() as connection:
-        connection.execute(
-            sqlalchemy.update(table).values(
-                library_version=table.library_version
-            )
-        )
+        connection.execute(sqlalchemy.text(statement))
 
 
 @contextlib.contextmanager

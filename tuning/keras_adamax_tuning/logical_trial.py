@@ -69,8 +69,8 @@ def _logical_trial(
     entry: _attempts.LogicalAttempts, max_retries: int
 ) -> LogicalTrial:
     last = entry.started[-1]
-    result = dict(_attempts.result_of(last))
-    proposal = {}
+    result: dict[str, Any] = _attempts.result_of(last)
+    proposal: dict[str, Any] = {}
     if entry.proposal is not None:
         proposal = entry.proposal.user_attrs[_attempts.PROPOSAL]
     if not _attempts.is_over(entry, max_retries):

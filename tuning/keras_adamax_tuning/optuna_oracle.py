@@ -9,17 +9,17 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras_tuner
 import numpy as np
 import optuna
-from keras_adamax._validation import check_integer
 from keras_tuner.engine import trial as keras_tuner_trial
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from keras_adamax._validation import check_integer
 from keras_adamax_tuning import (
     _attempts,
     _distributions,
@@ -263,7 +263,7 @@ class OptunaOracle(keras_tuner.Oracle):
             )
 
     @property
-    def _direction(self) -> str:
+    def _direction(self) -> Literal["minimize", "maximize"]:
         return "maximize" if self.objective.direction == "max" else "minimize"
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import keras
 import keras_tuner
-from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
-from keras_adamax._validation import check_integer
 from keras_tuner import errors as keras_tuner_errors
 from keras_tuner.engine import trial as keras_tuner_trial
 
+from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
+from keras_adamax._validation import check_integer
 from keras_adamax_tuning import _execution, _results
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
