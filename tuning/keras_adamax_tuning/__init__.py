@@ -8,6 +8,7 @@ from keras_adamax_tuning._errors import (
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
 from keras_adamax_tuning.logical_trial import LogicalTrial
 from keras_adamax_tuning.optuna_oracle import OptunaOracle
+from keras_adamax_tuning.search import run_search
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
 from keras_adamax_tuning.tuner import OptunaTuner
 
@@ -20,4 +21,5 @@ __all__ = [
     "OptunaTuner",
     "SearchMismatchError",
     "StorageError",
+    "run_search",
 ]
