@@ -168,9 +168,7 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
             if time.monotonic() > next_kill:
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 kills += 1
-                next_kill = time.monotonic() + rng.uniform(
-                    0, arguments.longest
-                )
+                next_kill = time.monotonic() + rng.uniform(0, arguments.longest)
     return kills
 
 
@@ -225,7 +223,7 @@ def main() -> int:
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
-        "--longest", type=float, default=3.0, help="seconds between two kills"
+        "--longest", type=float, default=5.0, help="seconds between two kills"
     )
     arguments = parser.parse_args()
     began = time.monotonic()

@@ -43,16 +43,26 @@ class Parameter:
 
     def to_value(self, stored: Any) -> Any:
         """The value that the model builder sees."""
-        if self.mirror is None:
-            return stored
-        low, high = self.distribution.low, self.distribution.high  # type: ignore[attr-defined]
-        return min(max(self.mirror - stored, low), high)
+        return self._mirrored(stored)
 
     def to_stored(self, value: Any) -> Any:
         """The value that the study keeps."""
+        return self._mirrored(value)
+
+    def only_value(self) -> Any:
+        """What is stored, if there is one value only: nothing to sample."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.distribution.choices[0]
+        return self.distribution.low  # type: ignore[attr-defined]
+
+    def _mirrored(self, value: Any) -> Any:
         if self.mirror is None:
             return value
-        low, high = self.distribution.low, self.distribution.high  # type: ignore[attr-defined]
+        distribution: Any = self.distribution
+        low, high = distribution.low, distribution.high
+        # Exact at the ends, whatever the subtraction rounds to.
+        if value in (low, high):
+            return high if value == low else low
         return min(max(self.mirror - value, low), high)
 
 
@@ -138,7 +148,7 @@ def _multiplicative_steps(hp: Any) -> list[int] | list[float]:
     while low * factor <= high * (1 + 1e-9):
         value = min(low * factor, high)
         if hp.sampling == "reverse_log":
-            value = high + low - value
+            value = min(max(high + low - value, low), high)
         is_int = isinstance(hp, hp_kinds.Int)
         values.append(int(round(value)) if is_int else float(value))
         factor *= step

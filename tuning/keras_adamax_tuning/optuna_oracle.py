@@ -543,6 +543,8 @@ class OptunaOracle(keras_tuner.Oracle):
                     stored = fixed[name]
                 elif values is not None:
                     stored = parameter.to_stored(values[hp.name])
+                elif distribution.single():
+                    stored = parameter.only_value()
                 elif name in relative:
                     stored = relative[name]
                 else:
