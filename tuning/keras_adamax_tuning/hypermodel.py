@@ -251,8 +251,16 @@ def _check_model(model: Any) -> None:
             "`build_model` must return a model that is built, so that its "
             "optimizer can be built and a trial's weights keep its state. "
             f"Received: the model {model.name!r}, which is not. Begin it with "
-            "keras.Input(shape), or call model.build((None, *shape)) at the "
-            "end of `build_model`."
+            "keras.Input(shape), or call it on a batch of zeros at the end of "
+            "`build_model`."
+        )
+    if not model.trainable_variables:
+        # A subclassed model without a `build` of its own counts as built
+        # after `model.build(shape)`, though its layers are not.
+        raise FatalValueError(
+            "`build_model` must return a model with trainable variables. "
+            f"Received: the model {model.name!r}, which has none. If its "
+            "layers are not built yet, call it on a batch of zeros."
         )
 
 
