@@ -184,6 +184,46 @@ def test_the_best_of_a_search_narrows_the_next(tmp_path):
         assert abs(np.log10(ratio)) <= 1.5
 
 
+def test_the_space_is_explored_in_one_build(tmp_path):
+    builds = []
+
+    def counted(hp):
+        builds.append(hp)
+        return build_model(hp)
+
+    space = AdamaxClippedSpace(
+        learning_rate_schedule=["constant", "warmup", "cosine"],
+        clip_multiplier_schedule=["constant", "linear"],
+        num_steps=10,
+    )
+    tuner = keras_tuner.RandomSearch(
+        AdamaxClippedHyperModel(counted, space),
+        objective="val_loss",
+        max_trials=1,
+        directory=tmp_path,
+    )
+    names = [p.name for p in tuner.oracle.get_space().space]
+    assert "clip_multiplier_linear_num_steps" in names
+    assert len(builds) == 1
+    # What the builder declares in scopes of its own is looked for.
+    builds.clear()
+
+    def with_scope(hp):
+        builds.append(hp)
+        hp.Boolean("wide")
+        with hp.conditional_scope("wide", [True]):
+            hp.Int("units", 1, 3)
+        return build_model(hp)
+
+    keras_tuner.RandomSearch(
+        AdamaxClippedHyperModel(with_scope, space),
+        objective="val_loss",
+        max_trials=1,
+        directory=tmp_path / "scope",
+    )
+    assert len(builds) == 2
+
+
 def test_two_optimizers_in_one_search(tmp_path):
     spaces = [
         AdamaxClippedSpace(name_prefix=prefix)
@@ -208,14 +248,18 @@ def test_two_optimizers_in_one_search(tmp_path):
 
 
 WITHOUT_TENSORFLOW = """
-import sys
+import importlib.machinery, sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "tensorflow":
-            raise ModuleNotFoundError("No module named " + repr(name))
+# As where it is not installed: torch asks `find_spec`, and goes on if it
+# answers None.
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.split(".")[0] != "tensorflow":
+            return super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+at = sys.meta_path.index(importlib.machinery.PathFinder)
+sys.meta_path[at] = Finder
 
 import keras_tuner
 from tests.tuning import test_keras_tuner as tests

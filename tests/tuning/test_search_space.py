@@ -420,7 +420,7 @@ def test_every_sample_makes_an_optimizer_that_survives_json(
     config = optimizer.get_config()
     assert through_json(optimizer).get_config() == config
     # What the record says is what the optimizer has.
-    prefix = space.name_prefix
+    prefix = space.get_config()["name_prefix"]
     for name in NUMBERS:
         value = config[name]
         distance, measure = DISTANCES.get(name, (None, None))
@@ -843,7 +843,7 @@ def test_narrowing_leaves_other_hyperparameters_aside():
     narrow = space.narrow(
         {"a_learning_rate": 1e-3, "learning_rate": 5.0, "units": 3}, 0.5
     )
-    assert narrow.name_prefix == "a_"
+    assert narrow.get_config()["name_prefix"] == "a_"
 
 
 def test_narrowing_without_clipping_keeps_what_has_no_effect():

@@ -202,7 +202,7 @@ class AdamaxClippedSpace:
                 f"name_prefix={name_prefix!r} "
                 f"(of type {type(name_prefix).__name__})."
             )
-        self.name_prefix = name_prefix
+        self._name_prefix = name_prefix
         given = {
             "learning_rate": learning_rate,
             "beta_1": beta_1,
@@ -263,19 +263,11 @@ class AdamaxClippedSpace:
         Raises:
             ValueError: If `hp` has another hyperparameter of a name of ours.
         """
-        clips = self._parameters["clip_gradients"]
-        arguments = {}
-        for name in self._parameters:
-            if name not in _OF_CLIPPING:
-                arguments[name] = self._declare_argument(hp, name)
-            elif not clips.is_searched:
-                if arguments["clip_gradients"]:
-                    arguments[name] = self._declare_argument(hp, name)
-            else:
-                with hp.conditional_scope(clips.record_name, [True]):
-                    value = self._declare_argument(hp, name)
-                if arguments["clip_gradients"]:
-                    arguments[name] = value
+        # A tuner builds the model again for each scope that was not active, to
+        # find what is declared there; all of ours is declared at once.
+        num_scopes = len(hp.inactive_scopes)
+        arguments = self._declare_arguments(hp)
+        del hp.inactive_scopes[num_scopes:]
         return {**arguments, **copy.deepcopy(self._optimizer_arguments)}
 
     def narrow(self, best: Any, factor: float) -> "AdamaxClippedSpace":
@@ -337,7 +329,7 @@ class AdamaxClippedSpace:
             **arguments,
             num_steps=self._num_steps,
             optimizer_arguments=self._optimizer_arguments,
-            name_prefix=self.name_prefix,
+            name_prefix=self._name_prefix,
         )
 
     def describe(self, print_fn: Callable[[str], Any] = print) -> None:
@@ -355,7 +347,7 @@ class AdamaxClippedSpace:
                     rows.append((parameter.row()[0], "", "no effect", ""))
                     continue
                 if parameter.is_searched and isinstance(raw(clips), list):
-                    note = f" (if {self.name_prefix}clip_gradients)"
+                    note = f" (if {self._name_prefix}clip_gradients)"
             argument, values, record = parameter.row()
             rows.append((argument, values, record + note, parameter.start()))
             if name in self._schedules:
@@ -376,7 +368,7 @@ class AdamaxClippedSpace:
             )
         config["num_steps"] = self._num_steps
         config["optimizer_arguments"] = copy.deepcopy(self._optimizer_arguments)
-        config["name_prefix"] = self.name_prefix
+        config["name_prefix"] = self._name_prefix
         return config
 
     @classmethod
@@ -414,10 +406,26 @@ class AdamaxClippedSpace:
                 arguments[f"{name}_schedule"] = schedule.as_argument(raw)
         if self._optimizer_arguments:
             arguments["optimizer_arguments"] = self._optimizer_arguments
-        if self.name_prefix:
-            arguments["name_prefix"] = self.name_prefix
+        if self._name_prefix:
+            arguments["name_prefix"] = self._name_prefix
         words = ", ".join(f"{name}={v!r}" for name, v in arguments.items())
         return f"AdamaxClippedSpace({words})"
+
+    def _declare_arguments(self, hp: Any) -> dict[str, Any]:
+        clips = self._parameters["clip_gradients"]
+        arguments: dict[str, Any] = {}
+        for name in self._parameters:
+            if name not in _OF_CLIPPING:
+                arguments[name] = self._declare_argument(hp, name)
+            elif not clips.is_searched:
+                if arguments["clip_gradients"]:
+                    arguments[name] = self._declare_argument(hp, name)
+            else:
+                with hp.conditional_scope(clips.record_name, [True]):
+                    value = self._declare_argument(hp, name)
+                if arguments["clip_gradients"]:
+                    arguments[name] = value
+        return arguments
 
     def _declare_argument(self, hp: Any, name: str) -> Any:
         value = self._parameters[name].declare(hp)
