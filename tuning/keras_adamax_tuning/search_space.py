@@ -301,9 +301,8 @@ class AdamaxClippedSpace:
             ...     weight_decay=None,
             ... )
             >>> finer = space.narrow({"learning_rate": 1e-3}, 0.5)
-            >>> finer.describe()
-            argument         values                 in the record
-            learning_rate    0.000316228 to 0.00316228  learning_rate
+            >>> finer.get_config()["learning_rate"]["config"]["high"]
+            0.00316227766...
         """
         factor = _validation.check_number(
             "factor", factor, exclusive_minimum=0, exclusive_maximum=1
