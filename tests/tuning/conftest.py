@@ -1,11 +1,13 @@
 """What the tests of searches share: warnings, and a PostgreSQL server."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def quiet_optuna() -> Iterator[None]:
 def _postgresql_programs() -> Path | None:
     found = shutil.which("initdb")
     if found is not None:
-        return Path(found).parent
+        return Path(found).resolve().parent
     # Debian keeps them out of the path, a folder a version.
     folders = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"),
@@ -78,11 +80,8 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory):
         missing = "PostgreSQL (Debian: apt-get install postgresql) is missing"
     elif os.getuid() == 0 and shutil.which("setpriv") is None:
         missing = "setpriv is missing, and the server refuses to run as root"
-    else:
-        try:
-            import psycopg  # noqa: F401
-        except ImportError:
-            missing = "the driver psycopg is missing"
+    elif importlib.util.find_spec("psycopg") is None:
+        missing = "the driver psycopg is missing"
     if missing is not None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI must test on PostgreSQL, but {missing}")
@@ -124,17 +123,15 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory):
             )
         stack.callback(server.wait, 30)
         stack.callback(server.terminate)
-        for _ in range(200):
-            ready = subprocess.run(
-                [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)],
-                capture_output=True,
-            )
-            if ready.returncode == 0:
+        import psycopg
+
+        address = {"host": "127.0.0.1", "port": port, "user": "searcher"}
+        for _ in range(300):
+            with contextlib.suppress(psycopg.OperationalError):
+                psycopg.connect(dbname="postgres", **address).close()
                 break
             if server.poll() is not None:
                 pytest.fail(f"PostgreSQL has ended: {log.read_text()[-2000:]}")
-            import time
-
             time.sleep(0.1)
         else:
             pytest.fail(f"PostgreSQL is not ready: {log.read_text()[-2000:]}")

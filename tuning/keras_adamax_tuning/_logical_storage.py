@@ -15,16 +15,22 @@ class LogicalStorage(BaseStorage):
 
     Attempts that were interrupted are not in the list, and the numbers of
     trials are logical ones. A search that was killed and resumed thus makes
-    the same proposals as one that was not. It is read once for each proposal
-    and each question of a pruner, rather than once for each hyperparameter.
+    the same proposals as one that was not. The list is read once for each
+    proposal and each question of a pruner, rather than once for each
+    hyperparameter.
 
     Args:
         storage: The real one.
+        study_id: Which study in it.
+        trials: The logical trials.
     """
 
-    def __init__(self, storage: BaseStorage):
+    def __init__(
+        self, storage: BaseStorage, study_id: int, trials: list[FrozenTrial]
+    ):
         self._real = storage
-        self.trials: list[FrozenTrial] = []
+        self._study_id = study_id
+        self._trials = trials
 
     def get_all_trials(
         self,
@@ -33,10 +39,10 @@ class LogicalStorage(BaseStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         del study_id, deepcopy  # the trials are copies already
-        return [t for t in self.trials if states is None or t.state in states]
+        return [t for t in self._trials if states is None or t.state in states]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        for trial in self.trials:
+        for trial in self._trials:
             if trial._trial_id == trial_id:
                 return trial
         return self._real.get_trial(trial_id)
@@ -63,7 +69,8 @@ class LogicalStorage(BaseStorage):
         self._real.set_study_system_attr(study_id, key, value)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        return self._real.get_study_id_from_name(study_name)
+        del study_name
+        return self._study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
         return self._real.get_study_name_from_id(study_id)

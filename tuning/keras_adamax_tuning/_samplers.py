@@ -1,6 +1,7 @@
 """Samplers and pruners by name, and the seeds that they work with."""
 
 import importlib.util
+import warnings
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,18 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     A sampler is made anew for each trial: what it knows of the past it reads
     from the study, so that nothing is lost when a process dies.
     """
+    with warnings.catch_warnings():
+        # Said by Optuna of an argument below, and of no use to our users.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _make_sampler(name, seed)
+
+
+def _make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "tpe":
-        return optuna.samplers.TPESampler(seed=seed)
+        # Children of a condition are learned together, too.
+        return optuna.samplers.TPESampler(seed=seed, group=True)
     if name == "gp":
         return optuna.samplers.GPSampler(seed=seed)
     return optuna.samplers.CmaEsSampler(

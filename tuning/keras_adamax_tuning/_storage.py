@@ -12,6 +12,7 @@ import random
 import re
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
                 ):
                     raise
                 time.sleep(random.uniform(0.05, 0.1) * 1.5**attempt)
+        # Connections end with the storage, not when the collector comes by.
+        weakref.finalize(opened, opened.engine.dispose)
         _begin_with_the_lock(opened)
         _check_writable(opened)
     return opened

@@ -254,13 +254,6 @@ class OptunaOracle(keras_tuner.Oracle):
                 )
             self._study = study
             self._cached = study._storage
-            self._view = LogicalStorage(self._cached)
-            self._view_study = optuna.load_study(
-                study_name=self.study_name,
-                storage=self._view,
-                sampler=optuna.samplers.RandomSampler(),
-                pruner=self.pruner,
-            )
 
     @property
     def _direction(self) -> Literal["minimize", "maximize"]:
@@ -275,6 +268,23 @@ class OptunaOracle(keras_tuner.Oracle):
             return _attempts.read(
                 self._cached.get_all_trials(study_id, deepcopy=False)
             )
+
+    def _logical_study(
+        self, sampler: optuna.samplers.BaseSampler | None = None
+    ) -> optuna.Study:
+        """The study as samplers and pruners see it, at this moment."""
+        view = LogicalStorage(
+            self._cached,
+            self.study._study_id,
+            _attempts.renumbered(self._book()),
+        )
+        # A study keeps what it has read, so there is a new one each time.
+        return optuna.load_study(
+            study_name=self.study_name,
+            storage=view,
+            sampler=sampler or optuna.samplers.RandomSampler(),
+            pruner=self.pruner,
+        )
 
     def logical_trials(self) -> list[LogicalTrial]:
         """The trials of the search so far, by number, whoever ran them."""
@@ -400,6 +410,7 @@ class OptunaOracle(keras_tuner.Oracle):
                 self._add_retry(entry)
             if retries:
                 continue
+            self._discard_duplicates(book)
             entries = book[: self.max_trials]
             for entry in entries:
                 if entry.last.state == TrialState.WAITING and self._take(
@@ -422,6 +433,27 @@ class OptunaOracle(keras_tuner.Oracle):
                 return TrialStatus.IDLE
             return TrialStatus.STOPPED
 
+    def _discard_duplicates(
+        self, book: Sequence[_attempts.LogicalAttempts]
+    ) -> None:
+        """Ends attempts that two workers made at once: one of them counts."""
+        counted = {a._trial_id for entry in book for a in entry.attempts}
+        with self._errors():
+            waiting = self._cached.get_all_trials(
+                self.study._study_id,
+                deepcopy=False,
+                states=(TrialState.WAITING,),
+            )
+            for attempt in waiting:
+                if attempt._trial_id in counted:
+                    continue
+                if _attempts.RETRY_OF not in attempt.system_attrs:
+                    continue  # a new one, made since the book was read
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    self._cached.set_trial_state_values(
+                        attempt._trial_id, TrialState.FAIL
+                    )
+
     def _take(self, attempt: FrozenTrial) -> bool:
         with self._errors():
             # First, so that one whose worker dies at once is noticed, too.
@@ -441,17 +473,20 @@ class OptunaOracle(keras_tuner.Oracle):
 
     def _add_retry(self, entry: _attempts.LogicalAttempts) -> None:
         template: dict[str, Any] = {"state": TrialState.WAITING}
-        system_attrs: dict[str, Any] = {_attempts.RETRY_OF: entry.last.number}
+        system_attrs: dict[str, Any] = {}
         proposal = entry.proposal
         if proposal is not None:
+            # Some samplers keep what they know in the trial.
+            system_attrs.update(proposal.system_attrs)
             template["params"] = proposal.params
             template["distributions"] = proposal.distributions
             template["user_attrs"] = {
                 _attempts.PROPOSAL: proposal.user_attrs[_attempts.PROPOSAL]
             }
-        fixed = entry.last.system_attrs.get("fixed_params")
-        if fixed is not None:
-            system_attrs["fixed_params"] = fixed
+        for name, value in entry.attempts[0].system_attrs.items():
+            if name == "fixed_params":  # of a trial that a user enqueued
+                system_attrs[name] = value
+        system_attrs[_attempts.RETRY_OF] = entry.last.number
         with self._errors():
             self._cached.create_new_trial(
                 self.study._study_id,
@@ -505,25 +540,21 @@ class OptunaOracle(keras_tuner.Oracle):
     def _propose(self, entry: _attempts.LogicalAttempts) -> dict[str, Any]:
         attempt = copy.deepcopy(self._cached.get_trial(entry.last._trial_id))
         attempt.number = entry.number
-        self._view.trials = _attempts.renumbered(self._book())
-        study = self._view_study
         space = self.hyperparameters.space
         fixed = dict(attempt.system_attrs.get("fixed_params", {}))
         if self.sampler == "grid":
             values = _distributions.nth_of_grid(space, entry.number)
             assert values is not None
-            # No sampler: the values come from the grid, in order.
+            relative: dict[str, Any] = {}
         else:
             values = None
-            study.sampler = self._sampler_for(entry.number)
-        filtered = filtered_study(study, attempt)
-        relative: dict[str, Any] = {}
-        if values is None:
-            study.sampler.before_trial(filtered, attempt)
-            relative = study.sampler.sample_relative(
-                filtered,
+            sampler = self._sampler_for(entry.number)
+            study = filtered_study(self._logical_study(sampler), attempt)
+            sampler.before_trial(study, attempt)
+            relative = sampler.sample_relative(
+                study,
                 attempt,
-                study.sampler.infer_relative_search_space(filtered, attempt),
+                sampler.infer_relative_search_space(study, attempt),
             )
         proposed: dict[str, Any] = {}
         parameters = _distributions.parameters_of(space)
@@ -548,8 +579,8 @@ class OptunaOracle(keras_tuner.Oracle):
                 elif name in relative:
                     stored = relative[name]
                 else:
-                    stored = study.sampler.sample_independent(
-                        filtered, attempt, name, distribution
+                    stored = sampler.sample_independent(
+                        study, attempt, name, distribution
                     )
                 self._cached.set_trial_param(
                     attempt._trial_id,
@@ -614,9 +645,9 @@ class OptunaOracle(keras_tuner.Oracle):
                 raise AttemptLost(trial_id) from None
             if isinstance(self.pruner, optuna.pruners.NopPruner):
                 return False
-            self._view.trials = _attempts.renumbered(self._book())
-            attempt = self._view.get_trial(running.attempt_id)
-            study = filtered_study(self._view_study, attempt)
+            attempt = copy.copy(self._cached.get_trial(running.attempt_id))
+            attempt.number = running.number
+            study = filtered_study(self._logical_study(), attempt)
             return self.pruner.prune(study, attempt)
 
     def record_result(self, trial_id: str, **result: Any) -> None:
@@ -663,6 +694,12 @@ class OptunaOracle(keras_tuner.Oracle):
         self._check_objective_found(metrics)
         trial = self._running[trial_id].trial
         for name, value in metrics.items():
+            if not math.isfinite(value):
+                if name == self.objective.name:
+                    self._running[trial_id].result["reason"] = (
+                        f"The objective {name!r} is {value}."
+                    )
+                continue  # KerasTuner looks for the best among numbers
             if not trial.metrics.exists(name):
                 direction = "min"
                 if name == self.objective.name:
@@ -686,12 +723,10 @@ class OptunaOracle(keras_tuner.Oracle):
         running = self._running.pop(trial.trial_id)
         result = running.result
         if trial.status == TrialStatus.COMPLETED:
-            self.score_trial(trial)
-            if not math.isfinite(trial.score):
+            if "reason" in result:
                 trial.status = TrialStatus.FAILED
-                result["reason"] = (
-                    f"The objective {self.objective.name!r} is {trial.score}."
-                )
+            else:
+                self.score_trial(trial)
         if trial.status in (TrialStatus.FAILED, TrialStatus.INVALID):
             state, value = TrialState.FAIL, None
             trial.status, trial.score = TrialStatus.FAILED, None
@@ -751,11 +786,9 @@ class OptunaOracle(keras_tuner.Oracle):
     ) -> None:
         attempt = copy.deepcopy(self._cached.get_trial(running.attempt_id))
         attempt.number = running.number
-        study = self._view_study
-        study.sampler = self._sampler_for(running.number)
-        study.sampler.after_trial(
-            filtered_study(study, attempt), attempt, state, values
-        )
+        sampler = self._sampler_for(running.number)
+        study = filtered_study(self._logical_study(sampler), attempt)
+        sampler.after_trial(study, attempt, state, values)
 
     def _check_consecutive_failures(self) -> None:
         over = [
