@@ -8,16 +8,18 @@ import sys
 import keras
 import keras_tuner
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras.optimizers import schedules
+from keras_adamax_tuning.optuna_oracle import OptunaOracle
 from keras_adamax_tuning.search_space import AdamaxClippedSpace, Range
 from keras_tuner.engine import hyperparameters as kt_hyperparameters
 
 import keras_adamax
 
-FAST = settings(max_examples=40, deadline=None, derandomize=True)
+FAST = settings(max_examples=100, deadline=None, derandomize=True)
 LEARNING_RATE_KINDS = [
     "constant",
     "warmup",
@@ -514,6 +516,47 @@ def test_the_sampler_of_keras_tuner_reaches_every_kind():
         for _ in range(60)
     }
     assert kinds == set(LEARNING_RATE_KINDS)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_optuna_proposes_active_values_within_the_ranges(sampler):
+    space = AdamaxClippedSpace(
+        learning_rate_schedule=LEARNING_RATE_KINDS,
+        clip_multiplier_schedule=["constant", "linear"],
+        num_steps=100,
+        name_prefix="a_",
+    )
+    hp = keras_tuner.HyperParameters()
+    space.declare(hp)
+    oracle = OptunaOracle(
+        keras_tuner.Objective("score", "min"),
+        max_trials=16,
+        seed=0,
+        sampler=sampler,
+        hyperparameters=hp,
+        storage=optuna.storages.InMemoryStorage(),
+    )
+    oracle.verbose = False
+    for _ in range(16):
+        trial = oracle.create_trial("worker")
+        proposed = trial.hyperparameters
+        values = dict(proposed.values)
+        space.build_optimizer(proposed)
+        # Nothing that the proposal lacked was filled in.
+        assert proposed.values == values
+        assert set(values) == {
+            p.name for p in proposed.space if proposed.is_active(p)
+        }
+        for parameter in proposed.space:
+            if hasattr(parameter, "min_value") and parameter.name in values:
+                value = values[parameter.name]
+                assert parameter.min_value <= value <= parameter.max_value
+        score = abs(math.log(values["a_learning_rate"] / 0.003))
+        oracle.update_trial(trial.trial_id, {"score": score})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    best = min(oracle.logical_trials(), key=lambda t: t.score)
+    space.narrow(best.hyperparameters, 0.5)
 
 
 # Conditions
