@@ -76,9 +76,9 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         ValueError: If it is none, or holds Python objects.
     """
     try:
+        if not zipfile.is_zipfile(path) and path.exists():
+            raise ValueError("it is none, or was cut off")
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array without a name")
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise FileNotFoundError(
@@ -121,11 +121,10 @@ def as_data(source: Any, validation_split: float = 0.2) -> Data:
     if isinstance(source, Mapping):
         train, validation = _from_names(source)
     elif not isinstance(source, (tuple, list)) or len(source) != 2:
-        length = f" of length {len(source)}" * isinstance(source, (tuple, list))
-        raise TypeError(
-            f"`data` must be {_FORMS}. "
-            f"Received: a {type(source).__name__}{length}."
-        )
+        what = f"a {type(source).__name__}"
+        if isinstance(source, (tuple, list)):
+            what += f" of length {len(source)}"
+        raise TypeError(f"`data` must be {_FORMS}. Received: {what}.")
     elif all(_is_dataset(part) for part in source):
         return Data(source[0], None, source[1])
     elif all(_is_pair(part) for part in source):
@@ -133,7 +132,7 @@ def as_data(source: Any, validation_split: float = 0.2) -> Data:
     else:
         train, validation = tuple(source), None
     x, y = (_as_arrays(part) for part in train)
-    _check_lengths(x, y, "x and y" if validation is None else "training data")
+    _check_lengths(x, y, "data" if validation is None else "training data")
     if validation is None:
         return _split(x, y, validation_split)
     x_val, y_val = (_as_arrays(part) for part in validation)
@@ -210,8 +209,8 @@ def _check_lengths(x: Any, y: Any, what: str) -> None:
     shapes = [leaf.shape for leaf in keras.tree.flatten((x, y))]
     if len({shape[0] for shape in shapes}) > 1 or shapes[0][0] == 0:
         raise ValueError(
-            f"The {what} must have as many rows in x as in y, and at least "
-            f"one. Received: shapes {', '.join(map(str, shapes))}."
+            f"x and y of the {what} must have the same number of rows, at "
+            f"least one. Received: shapes {', '.join(map(str, shapes))}."
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from keras_adamax_tuning import _files
 
 FILE = "search.json"
+TRIALS = "trials"
 _FORMAT = 1
 _TOKEN_ATTRIBUTE = "output_folder"
 
@@ -37,8 +38,14 @@ def join_folder(output: Path, identity: Mapping[str, Any]) -> str:
         OSError: If it cannot be written.
     """
     identity = json.loads(json.dumps(identity, allow_nan=False))
-    output.mkdir(parents=True, exist_ok=True)
     path = output / FILE
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{output} cannot be the output folder of a search: "
+            f"{error.strerror}. Choose another one."
+        ) from error
     if not path.exists():
         others = [
             entry.name
@@ -72,7 +79,12 @@ def join_folder(output: Path, identity: Mapping[str, Any]) -> str:
             f"{found.get('format')!r}, here {_FORMAT}). Use that version, or "
             "choose another output folder."
         )
-    if different := _differences(known, identity):
+    different = _differences(known, identity)
+    if different and not any((output / TRIALS).glob("trial_*")):
+        # The arguments were mended before anything was done.
+        text = json.dumps(found | {"identity": identity}, indent=2)
+        _files.write_atomically(path, _writer(text))
+    elif different:
         raise IdentityError(
             f"{output} holds another search. It differs in "
             f"{'; '.join(different)}. Choose another output folder, or give "
@@ -128,18 +140,21 @@ def name_of(function: Callable[..., Any]) -> str:
 def _create(path: Path, text: str) -> None:
     """Writes a file that did not exist; does nothing if it does by now."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
     try:
-        _files.write_atomically(temporary, write)
+        _files.write_atomically(temporary, _writer(text))
         # Unlike a rename it fails where another process was first.
         os.link(temporary, path)
     except FileExistsError:
         pass
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _writer(text: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    return write
 
 
 def _differences(

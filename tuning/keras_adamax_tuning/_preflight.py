@@ -1,5 +1,6 @@
 """Whether model and data fit, found out before the first trial."""
 
+import re
 import traceback
 from typing import Any
 
@@ -8,21 +9,31 @@ import keras_tuner
 
 from keras_adamax_tuning._data import Data
 
+# What our callbacks add to the logs.
+_RECORDED = {"clip_rate", "weight_delta", "weight_delta_ratio"}
+# How Keras prints parts of its messages.
+_BOLD = re.compile("\x1b\\[[0-9;]*m")
 
-def check_model_takes_data(hypermodel: Any, data: Data) -> None:
+
+def check_model_takes_data(
+    hypermodel: Any, data: Data, objective: str | None
+) -> None:
     """Runs one sample through the model of the default hyperparameters.
 
-    Else each trial would fail alike. Left alone are datasets, which may not
+    Else each trial would fail alike, or the first one in vain. Left alone are datasets, which may not
     be read twice, and models with a training step of their own, which may
     take anything.
 
     Args:
         hypermodel: An `AdamaxClippedHyperModel`.
         data: What the search trains on.
+        objective: Name that must be among the logs of `fit`; None if
+            callbacks of the user's own may add to them.
 
     Raises:
         TypeError: If the builder does not return a model.
-        ValueError: If the builder fails, or the model does not take the data.
+        ValueError: If the builder fails, the model does not take the data, or
+            it lacks the objective.
     """
     try:
         model = hypermodel.build(keras_tuner.HyperParameters())
@@ -42,11 +53,19 @@ def check_model_takes_data(hypermodel: Any, data: Data) -> None:
         ]
         predicted = model(x, training=False)
         model.compute_loss(x, y, predicted)
+        logs = {"loss", *model.compute_metrics(x, y, predicted), *_RECORDED}
     except Exception as error:
         raise ValueError(
             f"The model does not take the data: a row of x has the shape "
             f"{shapes[0]}, of y {shapes[1]}. {_first_lines(error)}"
         ) from error
+    if objective and objective.removeprefix("val_") not in logs:
+        raise ValueError(
+            "`objective` must be in the logs of `fit`: "
+            f"{', '.join(sorted(logs - _RECORDED))}, or one of them with val_ "
+            f"before it. Received: objective={objective!r}. Name another, or "
+            "compile the model with that metric."
+        )
 
 
 def _has_own_step(kind: type) -> bool:
@@ -76,5 +95,7 @@ def _as_wrong_use(error: Exception) -> Exception:
 
 
 def _first_lines(error: Exception, length: int = 300) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(_BOLD.sub("", str(error)).split())
+    # What Keras adds repeats the shapes.
+    text = text.partition(" Arguments received by ")[0]
     return text if len(text) <= length else f"{text[:length]}..."

@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -64,6 +65,7 @@ def run_workers(
         Exception: The first error of a worker that is no accident.
         WorkersDiedError: If all workers died.
     """
+    _check_importable(settings)
     context = multiprocessing.get_context("spawn")
     workers: dict[int, Any] = {}
     inboxes: dict[int, Any] = {}
@@ -89,6 +91,18 @@ def run_workers(
         raise failure
 
 
+def _check_importable(settings: Any) -> None:
+    for name, value in vars(settings).items():
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(
+                f"`{name}` must be something that other processes can "
+                "import, with more than one worker: a function of a module, "
+                f"or data. Received: {name}={value!r} ({error})."
+            ) from error
+
+
 def _wait(
     workers: dict[int, Any],
     inboxes: dict[int, Any],
@@ -103,6 +117,7 @@ def _wait(
             [worker.sentinel for worker in running.values()],
             timeout=_SECONDS_BETWEEN_LOOKS,
         )
+        _signals.check()
         for number, worker in list(running.items()):
             if worker.is_alive():
                 continue
@@ -171,7 +186,7 @@ def _run(
 ) -> None:
     """The main function of a worker."""
     try:
-        _signals.stop_once_in_worker(parent)
+        _signals.handle_in_worker(parent)
         work(settings)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED)

@@ -74,8 +74,9 @@ def _search(options: argparse.Namespace) -> int:
     # Here, because these import Keras.
     from keras_adamax_tuning import _errors, _workers
     from keras_adamax_tuning._references import load_reference
-    from keras_adamax_tuning.search import run_search
+    from keras_adamax_tuning.search import quiet_optuna, run_search
 
+    quiet_optuna()
     try:
         result = run_search(
             load_reference(options.build_model, "The model builder"),
@@ -156,6 +157,8 @@ def _space(given: str | None) -> Any:
         try:
             config = json.loads(Path(given).read_text(encoding="utf-8"))
             space = keras.saving.deserialize_keras_object(config)
+        except OSError as error:
+            raise OSError(f"--space: {given}: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"--space: {given} is not the JSON of a serialized "
@@ -164,12 +167,9 @@ def _space(given: str | None) -> Any:
             ) from error
     else:
         space = load_reference(given, "The space")
-        if callable(space) and not isinstance(space, AdamaxClippedSpace):
-            space = space()
     if not isinstance(space, AdamaxClippedSpace):
         raise TypeError(
-            "--space must name an AdamaxClippedSpace, a function that returns "
-            "one, or a .json file of one. "
+            "--space must name an AdamaxClippedSpace, or a .json file of one. "
             f"Received: {given}, a {type(space).__name__}."
         )
     return space

@@ -2,12 +2,14 @@
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import keras_tuner
+import optuna
 from keras_tuner.oracles import RandomSearchOracle
 
 from keras_adamax._validation import check_integer
@@ -162,6 +164,8 @@ def run_search(
     workers = check_integer("workers", workers, minimum=1)
     max_trials = check_integer("max_trials", max_trials, minimum=1)
     check_integer("executions_per_trial", executions_per_trial, minimum=1)
+    if isinstance(epochs, int):
+        check_integer("epochs", epochs, minimum=1)
     if storage is not None and not isinstance(storage, str):
         raise TypeError(
             "`storage` must be the URL of a database or None. Received: "
@@ -193,7 +197,7 @@ def run_search(
         callbacks_factory=callbacks_factory,
         oracle_arguments={k: v for k, v in given.items() if v is not None},
     )
-    with _signals.terminate_like_interrupt():
+    with _signals.handled():
         if workers == 1:
             tuner = _work(settings, verbose)
         else:
@@ -257,6 +261,11 @@ class _Worker(OptunaTuner):
     token: str
     progress: Progress | None = None
 
+    def pre_create_trial(self) -> None:
+        """As in KerasTuner; stops here if a signal has come."""
+        _signals.check()
+        super().pre_create_trial()
+
     def on_trial_begin(self, trial: Any) -> None:
         """As in KerasTuner; sees to the output folder first."""
         _identity.check_token(
@@ -300,7 +309,7 @@ def _make_tuner(settings: _Settings) -> _Worker:
         _make_hypermodel(settings),
         oracle=_make_oracle(settings),
         directory=str(settings.output),
-        project_name="trials",
+        project_name=_identity.TRIALS,
         callbacks_factory=settings.callbacks_factory,
         executions_per_trial=settings.executions_per_trial,
     )
@@ -308,21 +317,21 @@ def _make_tuner(settings: _Settings) -> _Worker:
     return tuner
 
 
-def _join(settings: _Settings) -> tuple[Data, str]:
-    data = as_data(settings.data, settings.validation_split)
-    token = _identity.join_folder(settings.output, _identify(settings, data))
-    return data, token
-
-
 def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     """Runs trials in this process until none is left."""
     hypermodel = _make_hypermodel(settings)
+    _make_oracle(settings)  # checks its arguments
     data = as_data(settings.data, settings.validation_split)
-    _preflight.check_model_takes_data(hypermodel, data)
-    data, token = _join(settings)
+    _preflight.check_model_takes_data(
+        hypermodel,
+        data,
+        None if settings.callbacks_factory else settings.objective.name,
+    )
+    token = _identity.join_folder(settings.output, _identify(settings, data))
     tuner = _make_tuner(settings)
     tuner.token = token
     _identity.check_token(tuner.oracle.study, token, settings.output)
+    tuner.oracle.begin_search()
     if verbose:
         tuner.progress = Progress(
             settings.max_trials, settings.objective.direction
@@ -334,7 +343,13 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     if isinstance(settings.epochs, int):
         arguments["epochs"] = settings.epochs
     try:
-        tuner.search(data.x, **arguments, verbose=0)
+        with _signals.deferred():
+            tuner.search(
+                data.x,
+                **arguments,
+                callbacks=[_signals.StopCheck()],
+                verbose=0,
+            )
     finally:
         if tuner.progress is not None:
             tuner.progress.close()
@@ -344,8 +359,11 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
 def _work_in_processes(
     settings: _Settings, workers: int, verbose: bool
 ) -> None:
-    _join(settings)
+    _make_hypermodel(settings)  # checks its arguments
     oracle = _make_oracle(settings)
+    data = as_data(settings.data, settings.validation_split)
+    _identity.join_folder(settings.output, _identify(settings, data))
+    del data  # the workers load their own
     progress = Progress(
         settings.max_trials, settings.objective.direction, workers
     )
@@ -364,7 +382,15 @@ def _work_in_processes(
 
 
 def _run_worker(settings: _Settings) -> None:
+    """What a process of its own does; the parent prints."""
+    quiet_optuna()
     _work(settings)
+
+
+def quiet_optuna() -> None:
+    """Turns off, for this process, what Optuna says beside our progress."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
 def _finish(
