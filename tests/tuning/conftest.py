@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -122,7 +123,8 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory):
                 cwd=folder,
             )
         stack.callback(server.wait, 30)
-        stack.callback(server.terminate)
+        # Fast: without waiting for clients.
+        stack.callback(server.send_signal, signal.SIGINT)
         import psycopg
 
         address = {"host": "127.0.0.1", "port": port, "user": "searcher"}

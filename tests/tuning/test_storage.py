@@ -60,7 +60,7 @@ def start_many(url, count):
 
 
 def start_many_threads(url, count):
-    barrier, errors = threading.Barrier(count), []
+    barrier, errors = threading.Barrier(count, timeout=30), []
 
     def start():
         barrier.wait()
@@ -132,7 +132,7 @@ def run_transitions(url, state, count=8):
         trial_id = storage.create_new_trial(
             study._study_id, optuna.trial.create_trial(state=before)
         )
-        barrier, won = threading.Barrier(count), []
+        barrier, won = threading.Barrier(count, timeout=30), []
 
         def go(trial_id=trial_id, barrier=barrier, won=won):
             mine = _storage.open_storage(url)

@@ -146,8 +146,12 @@ def _begin_immediate(connection: sqlalchemy.Connection) -> None:
 def _check_writable(storage: RDBStorage) -> None:
     # A row that every database of Optuna's has; it stays as it is.
     statement = "UPDATE version_info SET library_version = library_version"
-    with storage.engine.begin() as connection:
-        connection.execute(sqlalchemy.text(statement))
+    try:
+        with storage.engine.begin() as connection:
+            connection.execute(sqlalchemy.text(statement))
+    except sqlalchemy_errors.SQLAlchemyError:
+        storage.engine.dispose()
+        raise
 
 
 @contextlib.contextmanager
