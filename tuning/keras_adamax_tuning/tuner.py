@@ -22,6 +22,7 @@ from keras_adamax_tuning._errors import (
     SearchMismatchError,
     StorageError,
 )
+from keras_adamax_tuning._trial_events import TrialEvents
 from keras_adamax_tuning.optuna_oracle import (
     PRUNED,
     AttemptLost,
@@ -77,6 +78,9 @@ class OptunaTuner(keras_tuner.Tuner):
             there. Defaults to `None`.
         executions_per_trial: How often each trial is trained, >= 1. Defaults
             to `1`.
+        tensorboard_dir: Folder, in which each training gets event files for
+            TensorBoard: its logs, and its row in HParams. Needs tensorboardX.
+            Defaults to `None`.
         **kwargs: What else `keras_tuner.Tuner` takes: `max_model_size`,
             `optimizer`, `loss`, `metrics`, `distribution_strategy`,
             `tuner_id`.
@@ -116,6 +120,7 @@ class OptunaTuner(keras_tuner.Tuner):
         project_name: str | None = None,
         callbacks_factory: CallbacksFactory | None = None,
         executions_per_trial: int = 1,
+        tensorboard_dir: str | os.PathLike | None = None,
         **kwargs: Any,
     ):
         if not isinstance(oracle, OptunaOracle):
@@ -141,6 +146,11 @@ class OptunaTuner(keras_tuner.Tuner):
             "executions_per_trial", executions_per_trial, minimum=1
         )
         self.callbacks_factory = callbacks_factory
+        self.tensorboard_dir = None
+        if tensorboard_dir is not None:
+            self.tensorboard_dir = Path(tensorboard_dir)
+            # Tells now if tensorboardX is missing.
+            TrialEvents(self.tensorboard_dir, {}, oracle.objective.name)
         super().__init__(
             oracle=oracle,
             hypermodel=hypermodel,
@@ -366,15 +376,23 @@ class OptunaTuner(keras_tuner.Tuner):
         self, trial: keras_tuner_trial.Trial, model: keras.Model, folder: Path
     ) -> list[keras.callbacks.Callback]:
         if self.callbacks_factory is not None:
-            return list(
+            callbacks = list(
                 self.callbacks_factory(trial, trial.hyperparameters, folder)
             )
-        filename = folder / "weights.csv"
-        callbacks: list[keras.callbacks.Callback] = [
-            WeightDeltaLogger(filename=filename)
-        ]
-        if _counts_clipping(model.optimizer):
-            callbacks.insert(0, ClipRateLogger(filename=filename))
+        else:
+            filename = folder / "weights.csv"
+            callbacks = [WeightDeltaLogger(filename=filename)]
+            if _counts_clipping(model.optimizer):
+                callbacks.insert(0, ClipRateLogger(filename=filename))
+        if self.tensorboard_dir is not None:
+            trials = self.trial_folder(trial.trial_id).parent
+            callbacks.append(
+                TrialEvents(
+                    self.tensorboard_dir / folder.relative_to(trials),
+                    trial.hyperparameters.values,
+                    self.oracle.objective.name,
+                )
+            )
         return callbacks
 
     def load_model(self, trial: keras_tuner_trial.Trial) -> keras.Model:
