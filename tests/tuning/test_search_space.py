@@ -425,7 +425,7 @@ def test_every_sample_makes_an_optimizer_that_survives_json(
     prefix = space.get_config()["name_prefix"]
     for name in NUMBERS:
         value = config[name]
-        distance, measure = DISTANCES.get(name, (None, None))
+        distance, measure = DISTANCES.get(name, ("", abs))
         if not isinstance(value, (int, float)):
             continue
         if prefix + name in hp.values:
@@ -557,6 +557,17 @@ def test_optuna_proposes_active_values_within_the_ranges(sampler):
         oracle.end_trial(trial)
     best = min(oracle.logical_trials(), key=lambda t: t.score)
     space.narrow(best.hyperparameters, 0.5)
+
+
+def test_rounding_does_not_lead_past_an_end():
+    # Bayesian search proposes the ends: `0.01 * (1.0 / 0.01)` and its like.
+    space = only(beta_2=(0.0, 0.99))
+    above = float(np.nextafter(1.0, 2.0))
+    assert declared(space, one_minus_beta_2=above)[1]["beta_2"] == 0.0
+    # What is near an end, and not at it, stays where it is.
+    space = only(beta_2=(0.0, 1e-7))
+    _, arguments = declared(space, one_minus_beta_2=1 - 5e-10)
+    assert arguments["beta_2"] == pytest.approx(5e-10, rel=1e-5, abs=0)
 
 
 # Conditions
@@ -835,6 +846,12 @@ def test_a_narrowed_space_lies_within_and_has_the_best(space, seed, factor):
                 for p in (parameter, outer[name])
             )
             assert new == pytest.approx(factor * old, rel=1e-3)
+    # Exactly, in what the user wrote.
+    for name in NUMBERS:
+        old, new = config[name], narrow.get_config()[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            old, new = old["config"], new["config"]
+            assert old["low"] <= new["low"] < new["high"] <= old["high"]
     # What is fixed now is fixed at the best.
     inner_hp.values.update(
         {k: v for k, v in hp.values.items() if k in by_name(inner_hp)}

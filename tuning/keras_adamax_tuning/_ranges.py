@@ -11,6 +11,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_adamax import _validation
 
 SCALES = ("linear", "log")
+# What a few operations in float64 may lose.
+_ROUNDING = 1e-14
 
 
 @keras.saving.register_keras_serializable("keras_adamax_tuning")
@@ -179,7 +181,8 @@ class Argument:
         # Samplers hit an end but for rounding: `low * (high / low)` may be
         # larger than `high`.
         for end in (range_.low, range_.high):
-            if math.isclose(number, self.to_record(range_, end)):
+            recorded = self.to_record(range_, end)
+            if math.isclose(number, recorded, rel_tol=_ROUNDING):
                 return end
         if self.distance is not None and range_.scale == "log":
             return self.distance.value(number)
