@@ -1084,6 +1084,7 @@ def test_bad_ranges(arguments, error, message):
             "a value for 'learning_rate'",
         ),
         ({"learning_rate": 1.0}, 0.5, ValueError, "in the range"),
+        ({"learning_rate": "1e-3"}, 0.5, ValueError, "in the range"),
         (3, 0.5, TypeError, "HyperParameters or a dictionary"),
     ],
 )

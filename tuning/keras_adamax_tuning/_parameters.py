@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_adamax import _validation
 from keras_adamax_tuning._ranges import (
     Argument,
     Choices,
@@ -200,8 +201,9 @@ class Parameter:
         else:
             assert isinstance(specification, Range)
             low, high = self.argument.record_ends(specification)
-            is_allowed = low <= value <= high or any(
-                math.isclose(value, end) for end in (low, high)
+            is_allowed = _validation.is_number(value) and (
+                low <= value <= high
+                or any(math.isclose(value, end) for end in (low, high))
             )
             words = f"in the range [{low}, {high}]"
         if not is_allowed:

@@ -56,8 +56,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             which is `AdamaxClippedSpace()`.
         batch_size: What `fit` gets: an integer, or what is searched, as in
             `AdamaxClippedSpace`: a tuple `(low, high)` (on a log scale), a
-            list, or a `Range`. Defaults to `None`: what the tuner's `search`
-            is given.
+            list, or a `Range`. For arrays only: a dataset has batches already.
+            Defaults to `None`: what the tuner's `search` is given.
         epochs: The same for the number of epochs; a range is searched on a
             linear scale. Not with Hyperband, which sets it. Defaults to
             `None`.
