@@ -81,23 +81,29 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
             "give storage=optuna.storages.InMemoryStorage()."
         )
     with translated_errors(storage):
-        for attempt in range(_ATTEMPTS_TO_CREATE_TABLES):
-            try:
-                opened = RDBStorage(storage, engine_kwargs=_engine_options(url))
-                break
-            except ImportError as error:
-                raise _DriverMissing() from error
-            except Exception as error:
-                if not _LOST_RACE.search(str(error)) or (
-                    attempt + 1 == _ATTEMPTS_TO_CREATE_TABLES
-                ):
-                    raise
-                time.sleep(random.uniform(0.05, 0.1) * 1.5**attempt)
+        _create_tables(storage)
+        opened = RDBStorage(storage, engine_kwargs=_engine_options(url))
         # Connections end with the storage, not when the collector comes by.
         weakref.finalize(opened, opened.engine.dispose)
         _begin_with_the_lock(opened)
         _check_writable(opened)
     return opened
+
+
+def _create_tables(url: str) -> None:
+    for attempt in range(_ATTEMPTS_TO_CREATE_TABLES):
+        try:
+            # Without a pool, so that a lost race leaves no connection open.
+            RDBStorage(url, engine_kwargs={"poolclass": sqlalchemy.NullPool})
+            return
+        except ImportError as error:
+            raise _DriverMissing() from error
+        except Exception as error:
+            if not _LOST_RACE.search(str(error)) or (
+                attempt + 1 == _ATTEMPTS_TO_CREATE_TABLES
+            ):
+                raise
+            time.sleep(random.uniform(0.05, 0.1) * 1.5**attempt)
 
 
 def _parse(url: str) -> sqlalchemy.URL:
