@@ -6,7 +6,6 @@ import time
 
 import keras
 import numpy as np
-
 from keras_adamax_tuning import AdamaxClippedSpace
 
 SPACE = AdamaxClippedSpace(

@@ -4,7 +4,6 @@ import datetime
 
 import keras_tuner
 import numpy as np
-
 from keras_adamax_tuning.logical_trial import LogicalTrial
 
 BEGIN = datetime.datetime(2024, 1, 1)

@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import optuna
 import pytest
-
-from keras_adamax import AdamaxClipped
 from keras_adamax_tuning import StorageError, _identity, run_search
 from keras_adamax_tuning._data import as_data, load_npz
 from keras_adamax_tuning.results import write_trials
+
+from keras_adamax import AdamaxClipped
 from tests.tuning import searched
 
 ARGUMENTS = {
@@ -214,6 +214,11 @@ def test_a_signal_puts_the_trial_back(tmp_path, done, interrupt):
     for mine, other in zip(resumed.trials, done.trials[:2], strict=True):
         assert mine.hyperparameters == other.hyperparameters
         assert mine.score == pytest.approx(other.score, rel=1e-6)
+
+
+def test_tensorboard_gets_a_folder(tmp_path):
+    search(tmp_path / "out", tensorboard=True, max_trials=1)
+    assert list((tmp_path / "out" / "tensorboard").rglob("*tfevents*"))
 
 
 def test_failed_trials_are_recorded_and_are_no_result(tmp_path):

@@ -140,10 +140,10 @@ def _axis(name: str, values: list[Any], declared: Any) -> Axis | None:
         isinstance(value, (int, float)) and not isinstance(value, bool)
         for value in choices
     )
-    if declared is None and numeric:
+    if numeric and declared is None:
         low, high = min(choices), max(choices)
         return _range_axis(name, low, high, low > 0 and high / low > 30)
-    if numeric and hasattr(declared, "min_value"):
+    if numeric and declared is not None and hasattr(declared, "min_value"):
         low = min(declared.min_value, *choices)
         high = max(declared.max_value, *choices)
         return _range_axis(name, low, high, "log" in (declared.sampling or ""))

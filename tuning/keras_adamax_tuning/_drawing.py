@@ -289,7 +289,7 @@ def importance(
     figure = _figure(8, 0.32 * len(names) + 1.7)
     ax = figure.subplots()
     _prepare(ax)
-    looks = (
+    looks: tuple[dict[str, Any], ...] = (
         {"color": _BLUE, "hatch": None},
         {"color": "#F0C35E", "hatch": "////"},
     )

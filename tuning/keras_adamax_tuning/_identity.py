@@ -162,7 +162,7 @@ def _differences(
 ) -> list[str]:
     """One phrase for each top-level part that differs."""
     phrases = []
-    for name in known | given:
+    for name in {**known, **given}:
         if known.get(name) != given.get(name):
             where, old, new = _first_difference(
                 name, known.get(name), given.get(name)

@@ -20,9 +20,9 @@ def check_model_takes_data(
 ) -> None:
     """Runs one sample through the model of the default hyperparameters.
 
-    Else each trial would fail alike, or the first one in vain. Left alone are datasets, which may not
-    be read twice, and models with a training step of their own, which may
-    take anything.
+    Else each trial would fail alike, or the first one in vain. Left alone are
+    datasets, which may not be read twice, and models with a training step of
+    their own, which may take anything.
 
     Args:
         hypermodel: An `AdamaxClippedHyperModel`.

@@ -124,8 +124,6 @@ def _handle(number: int, frame: Any) -> None:
         return
     if _State.deferred and not again:
         if _State.impatient:
-            print(
-                "stopping; once more to stop at once", file=sys.stderr
-            )
+            print("stopping; once more to stop at once", file=sys.stderr)
         return
     raise KeyboardInterrupt(signal.Signals(number).name)

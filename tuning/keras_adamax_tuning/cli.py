@@ -99,6 +99,7 @@ def _search(options: argparse.Namespace) -> int:
             study_name=options.study_name,
             callbacks_factory=options.callbacks
             and load_reference(options.callbacks, "The callbacks factory"),
+            tensorboard=options.tensorboard,
             heartbeat_interval=options.heartbeat_interval,
         )
     except _errors.StorageError as error:
@@ -302,6 +303,12 @@ def _parser() -> argparse.ArgumentParser:
         help="function f(trial, hp, folder) that returns a list of callbacks "
         "(default: the loggers of keras_adamax)",
     )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write event files with HParams into OUTPUT/tensorboard (needs "
+        "tensorboardX)",
+    )
     group = parser.add_argument_group("how it is searched")
     add = group.add_argument
     add(
@@ -344,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         metavar="SECONDS",
         help="how often a worker says in the database that it lives "
-        "(default: 60)",
+        "(default: 30)",
     )
     add(
         "--resume",

@@ -224,9 +224,10 @@ def write_best_model(model: keras.Model, path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    _files.write_atomically(
-        path, lambda path: path.write_bytes(text.encode()) and None
-    )
+    def write(path: Path) -> None:
+        path.write_bytes(text.encode())
+
+    _files.write_atomically(path, write)
 
 
 def _cell(value: Any) -> str:

@@ -12,7 +12,7 @@ import keras_tuner
 import optuna
 from keras_tuner.oracles import RandomSearchOracle
 
-from keras_adamax._validation import check_integer
+from keras_adamax._validation import check_bool, check_integer
 from keras_adamax_tuning import (
     _identity,
     _preflight,
@@ -51,6 +51,7 @@ class _Settings:
     storage: Any
     study_name: str
     callbacks_factory: Callable[..., Any] | None
+    tensorboard: bool
     oracle_arguments: dict[str, Any]
 
 
@@ -76,6 +77,7 @@ def run_search(
     storage: str | None = None,
     study_name: str | None = None,
     callbacks_factory: Callable[..., Any] | None = None,
+    tensorboard: bool = False,
     heartbeat_interval: int | None = None,
     grace_period: int | None = None,
     verbose: bool = True,
@@ -134,6 +136,9 @@ def run_search(
         callbacks_factory: Function `f(trial, hp, folder)` that returns the
             callbacks of a trial, or None for the loggers of `keras_adamax`.
             Defaults to `None`.
+        tensorboard: Whether to write event files for TensorBoard, with
+            HParams, into the folder `tensorboard` in `output`. Needs
+            tensorboardX. Defaults to `False`.
         heartbeat_interval: Integer or None, as for `OptunaOracle`. Defaults
             to `None`.
         grace_period: Integer or None, as for `OptunaOracle`. Defaults to
@@ -195,6 +200,7 @@ def run_search(
         storage=storage or _storage.sqlite_url(folder / "study.db"),
         study_name=study_name or folder.name,
         callbacks_factory=callbacks_factory,
+        tensorboard=check_bool("tensorboard", tensorboard),
         oracle_arguments={k: v for k, v in given.items() if v is not None},
     )
     with _signals.handled():
@@ -312,6 +318,9 @@ def _make_tuner(settings: _Settings) -> _Worker:
         project_name=_identity.TRIALS,
         callbacks_factory=settings.callbacks_factory,
         executions_per_trial=settings.executions_per_trial,
+        tensorboard_dir=(
+            settings.output / "tensorboard" if settings.tensorboard else None
+        ),
     )
     tuner.settings = settings
     return tuner
@@ -374,9 +383,7 @@ def _work_in_processes(
 
     look()
     try:
-        _workers.run_workers(
-            _run_worker, settings, workers, look, progress.say
-        )
+        _workers.run_workers(_run_worker, settings, workers, look, progress.say)
     finally:
         progress.close()
 
@@ -393,9 +400,7 @@ def quiet_optuna() -> None:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
-def _finish(
-    settings: _Settings, tuner: _Worker, verbose: bool
-) -> SearchResult:
+def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
     """Writes the results."""
     output = settings.output
     objective = settings.objective
