@@ -74,9 +74,11 @@ def overlap(first, second, slack=1.0):
     return True
 
 
-@pytest.mark.parametrize("kind", DRAW)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("direction", ["min", "max"])
+@pytest.mark.parametrize(
+    ("case", "kind", "direction"),
+    [(case, kind, "min") for case in CASES for kind in DRAW]
+    + [("wide", kind, "max") for kind in ("scores", "hyperparameters")],
+)
 def test_no_text_overlaps_or_leaves_the_figure(case, kind, direction):
     trials, space = make_search(**CASES[case])
     figure = DRAW[kind](

@@ -1,6 +1,7 @@
 import csv
 import json
 import signal
+import wsgiref.util
 
 import keras
 import numpy as np
@@ -80,6 +81,16 @@ def test_the_study_can_be_opened_by_optuna(done):
     )
     assert study.best_value == done.best_trial.score
     assert len(study.trials) == 3
+
+
+def test_the_dashboard_opens_the_study(done):
+    dashboard = pytest.importorskip("optuna_dashboard")
+    app = dashboard.wsgi(f"sqlite:///{done.output / 'study.db'}")
+    request = {"PATH_INFO": "/api/studies"}
+    wsgiref.util.setup_testing_defaults(request)
+    answer = b"".join(app(request, lambda *_: None))
+    (study,) = json.loads(answer)["study_summaries"]
+    assert study["study_name"] == "search"
 
 
 def test_the_same_call_goes_on_and_a_larger_number_extends(tmp_path, done):
@@ -173,7 +184,7 @@ def test_a_folder_that_is_lost_in_mid_search_stops_it(tmp_path):
     def steal(trial, hp, folder):
         # As if another first worker, elsewhere, had written last.
         study = optuna.load_study(study_name="out", storage=storage)
-        study.set_user_attr("output_folder", "another")
+        study.set_user_attr("keras_adamax:output_folder", "another")
         return []
 
     with pytest.raises(ValueError, match="same folder"):

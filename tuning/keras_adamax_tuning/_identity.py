@@ -13,7 +13,7 @@ from keras_adamax_tuning import _files
 FILE = "search.json"
 TRIALS = "trials"
 _FORMAT = 1
-_TOKEN_ATTRIBUTE = "output_folder"
+_TOKEN_ATTRIBUTE = "keras_adamax:output_folder"
 
 
 class IdentityError(ValueError):

@@ -142,7 +142,7 @@ def run_search(
         heartbeat_interval: Integer or None, as for `OptunaOracle`. Defaults
             to `None`.
         grace_period: Integer or None, as for `OptunaOracle`. Defaults to
-            `None`.
+            `None`: four intervals.
         verbose: Whether to print progress and the table of the best trials.
             Defaults to `True`.
 
@@ -175,6 +175,10 @@ def run_search(
         raise TypeError(
             "`storage` must be the URL of a database or None. Received: "
             f"storage={storage!r} (of type {type(storage).__name__})."
+        )
+    if heartbeat_interval is not None and grace_period is None:
+        grace_period = 4 * check_integer(
+            "heartbeat_interval", heartbeat_interval, minimum=1
         )
     folder = Path(output).resolve()
     given = {
