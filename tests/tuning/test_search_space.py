@@ -289,6 +289,19 @@ def test_a_range_is_searched_on_its_scale():
     }
 
 
+def test_a_range_without_the_original_starts_in_its_middle():
+    _, arguments = declared(
+        only(
+            learning_rate=(0.01, 1.0),
+            beta_2=(0.9, 0.99),
+            beta_1=Range(0.2, 0.4, scale="linear"),
+        )
+    )
+    assert arguments["learning_rate"] == pytest.approx(0.1)
+    assert arguments["beta_2"] == pytest.approx(1 - 10**-1.5)
+    assert arguments["beta_1"] == pytest.approx(0.3)
+
+
 def test_choices_of_kinds_that_keras_tuner_does_not_take():
     cosine = schedules.CosineDecay(0.1, 100)
     other = schedules.CosineDecay(0.2, 100)
@@ -305,6 +318,8 @@ def test_choices_of_kinds_that_keras_tuner_does_not_take():
         "bias_correction": [True, False],
         "weight_decay": ["None", "0", "0.5"],
     }
+    # In a Choice they would be 1 and 0.
+    assert type(by_name(hp)["bias_correction"]).__name__ == "Boolean"
     assert arguments["learning_rate"] is cosine
     assert arguments["weight_decay"] is None
     _, arguments = declared(
