@@ -88,6 +88,8 @@ def test_all_trials_failed(folder, capsys):
         == 3
     )
     assert "failed one after another" in capsys.readouterr().err
+    rows = (folder / "many" / "trials.csv").read_text().splitlines()
+    assert len(rows) == 1 + 5
 
 
 def test_interrupted(folder, capsys):

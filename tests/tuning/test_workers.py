@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import keras
@@ -243,6 +244,21 @@ def test_what_workers_cannot_import_is_an_error(tmp_path):
     with pytest.raises(TypeError, match="`build_model`.*function of a module"):
         run_search(
             lambda hp: searched.build_model(hp),
+            searched.load_data,
+            workers=2,
+            max_trials=2,
+            output=tmp_path / "out",
+        )
+
+
+def test_what_a_notebook_defines_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(searched.build_model, "__module__", "__main__")
+    main = types.ModuleType("__main__")
+    main.build_model = searched.build_model
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(TypeError, match="a notebook or a prompt"):
+        run_search(
+            searched.build_model,
             searched.load_data,
             workers=2,
             max_trials=2,

@@ -92,9 +92,14 @@ def run_workers(
 
 
 def _check_importable(settings: Any) -> None:
+    main = sys.modules["__main__"]
     for name, value in vars(settings).items():
         try:
             pickle.dumps(value)
+            if getattr(value, "__module__", "") == "__main__" and not (
+                hasattr(main, "__file__")
+            ):
+                raise TypeError("it is defined in a notebook or a prompt")
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
                 f"`{name}` must be something that other processes can "
@@ -147,8 +152,9 @@ def _wait(
     if not finished:
         return WorkersDiedError(
             f"All {len(workers)} workers died before the search was over. "
-            "Run the same command again to go on; if they were killed for "
-            "lack of memory, with fewer workers."
+            "Run the same again to go on; if they were killed for lack of "
+            "memory, with fewer workers. (A script that starts workers needs "
+            'its `if __name__ == "__main__":`.)'
         )
     return None
 

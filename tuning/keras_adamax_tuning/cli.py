@@ -21,7 +21,7 @@ exit codes:
   0    the search is done
   1    all workers died; the same command goes on
   2    wrong use; one line on standard error says what to do
-  3    no trial completed, all have failed
+  3    no trial completed, or too many failed one after another
   130  interrupted (Ctrl-C or SIGTERM); the same command goes on
 
 The same command creates a search, goes on with it after any crash, and joins

@@ -23,6 +23,7 @@ from keras_adamax_tuning import (
     results,
 )
 from keras_adamax_tuning._data import Data, as_data
+from keras_adamax_tuning._errors import ConsecutiveFailuresError
 from keras_adamax_tuning._progress import Progress
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
 from keras_adamax_tuning.optuna_oracle import OptunaOracle
@@ -154,7 +155,8 @@ def run_search(
         ValueError: If an argument is out of range, the data do not fit the
             model, or `output` holds another search.
         StorageError: If the database cannot be reached or written.
-        ConsecutiveFailuresError: If too many trials failed in a row.
+        ConsecutiveFailuresError: If too many trials failed in a row; the
+            results so far are written.
         WorkersDiedError: If all of several workers died.
         KeyboardInterrupt: On Ctrl-C and SIGTERM, after what is running went
             back into the search.
@@ -208,11 +210,16 @@ def run_search(
         oracle_arguments={k: v for k, v in given.items() if v is not None},
     )
     with _signals.handled():
-        if workers == 1:
-            tuner = _work(settings, verbose)
-        else:
-            _work_in_processes(settings, workers, verbose)
-            tuner = _make_tuner(settings)
+        try:
+            if workers == 1:
+                tuner = _work(settings, verbose)
+            else:
+                _work_in_processes(settings, workers, verbose)
+                tuner = _make_tuner(settings)
+        except ConsecutiveFailuresError:
+            # The reasons are in the results.
+            _finish(settings, _make_tuner(settings), verbose)
+            raise
         return _finish(settings, tuner, verbose)
 
 
