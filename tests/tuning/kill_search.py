@@ -79,7 +79,9 @@ def make_tuner(arguments, folder: Path, study_name: str) -> OptunaTuner:
 
 def work(arguments, folder: Path, study_name: str) -> None:
     x, y = load_data()
-    make_tuner(arguments, folder, study_name).search(
+    tuner = make_tuner(arguments, folder, study_name)
+    (folder / f"ready_{os.getpid()}").touch()
+    tuner.search(
         x, y, validation_data=(x, y), epochs=2, batch_size=16, verbose=0
     )
 
@@ -149,7 +151,7 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
 
     workers = [start() for _ in range(arguments.workers)]
     kills = 0
-    next_kill = time.monotonic() + rng.uniform(0, arguments.longest)
+    victim, moment = None, 0.0
     while workers:
         time.sleep(0.01)
         for pid in list(workers):
@@ -164,11 +166,18 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
                     f"A worker ended with {code}:\n"
                     + (folder / "worker.log").read_text()[-4000:]
                 )
-        if workers and kills < arguments.kills:
-            if time.monotonic() > next_kill:
-                os.kill(rng.choice(workers), signal.SIGKILL)
-                kills += 1
-                next_kill = time.monotonic() + rng.uniform(0, arguments.longest)
+        if kills == arguments.kills or not workers:
+            continue
+        if victim not in workers:
+            candidate = rng.choice(workers)
+            # Now and then one that only just starts.
+            if (folder / f"ready_{candidate}").exists() or rng.random() < 0.001:
+                victim = candidate
+                moment = time.monotonic() + rng.uniform(0, arguments.longest)
+        elif time.monotonic() > moment:
+            os.kill(victim, signal.SIGKILL)
+            kills += 1
+            victim = None
     return kills
 
 
@@ -223,7 +232,7 @@ def main() -> int:
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
-        "--longest", type=float, default=5.0, help="seconds between two kills"
+        "--longest", type=float, default=3.0, help="seconds a victim has left"
     )
     arguments = parser.parse_args()
     began = time.monotonic()

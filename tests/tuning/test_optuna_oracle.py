@@ -348,7 +348,7 @@ def test_two_that_replace_the_same_attempt_do_not_double_it(tmp_path):
     trial = one.create_trial("1")
     forget(one, trial)
     two.begin_search()
-    two._give_up_on_the_dead()
+    assert two._clear_up(two._read(), [])  # dead, and not yet replaced
     (entry,) = two._book()
     two._add_retry(entry)
     two._add_retry(entry)  # as another worker at the same moment

@@ -146,7 +146,7 @@ def test_weights_are_of_the_best_epoch_and_not_of_the_last(tmp_path):
     # This rate makes it worse and worse.
     def build(hp):
         model = build_model(hp, keras.optimizers.SGD)
-        model.optimizer.learning_rate = 0.9
+        model.optimizer.learning_rate = 5.0
         return model
 
     tuner = search(make_tuner(tmp_path, build, max_trials=1), epochs=3)

@@ -203,6 +203,7 @@ class OptunaOracle(keras_tuner.Oracle):
         self._storage_argument = storage
         self._study: optuna.Study | None = None
         self._running: dict[str, _Running] = {}
+        self._last_book: list[_attempts.LogicalAttempts] = []
         self._begun = False
         self._over_before: set[int] = set()
 
@@ -262,21 +263,22 @@ class OptunaOracle(keras_tuner.Oracle):
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return _storage.translated_errors(self._place)
 
-    def _book(self) -> list[_attempts.LogicalAttempts]:
+    def _read(self) -> list[FrozenTrial]:
         study_id = self.study._study_id
         with self._errors():
-            return _attempts.read(
-                self._cached.get_all_trials(study_id, deepcopy=False)
-            )
+            return self._cached.get_all_trials(study_id, deepcopy=False)
+
+    def _book(self) -> list[_attempts.LogicalAttempts]:
+        return _attempts.read(self._read())
 
     def _logical_study(
-        self, sampler: optuna.samplers.BaseSampler | None = None
+        self,
+        book: Sequence[_attempts.LogicalAttempts],
+        sampler: optuna.samplers.BaseSampler | None = None,
     ) -> optuna.Study:
-        """The study as samplers and pruners see it, at this moment."""
+        """The study as samplers and pruners see it."""
         view = LogicalStorage(
-            self._cached,
-            self.study._study_id,
-            _attempts.renumbered(self._book()),
+            self._cached, self.study._study_id, _attempts.renumbered(book)
         )
         # A study keeps what it has read, so there is a new one each time.
         return optuna.load_study(
@@ -402,24 +404,18 @@ class OptunaOracle(keras_tuner.Oracle):
     def _claim(self) -> _attempts.LogicalAttempts | str:
         """Makes an attempt this process's own, or says why there is none."""
         while True:
-            with self._errors():
-                self._give_up_on_the_dead()
-            book = self._book()
-            retries = _attempts.due_retries(book, self.max_retries)
-            for entry in retries:
-                self._add_retry(entry)
-            if retries:
+            trials = self._read()
+            book = _attempts.read(trials)
+            if self._clear_up(trials, book):
                 continue
-            self._discard_duplicates(book)
             entries = book[: self.max_trials]
-            for entry in entries:
-                if entry.last.state == TrialState.WAITING and self._take(
-                    entry.last
-                ):
-                    # As it is now, with what was put into the queue with it.
+            waiting = [e for e in entries if e.last.state == TrialState.WAITING]
+            for entry in waiting:
+                if self._take(entry.last):
+                    self._last_book = book
                     return entry
-            if any(e.last.state == TrialState.WAITING for e in entries):
-                continue  # another worker was faster
+            if waiting:
+                continue  # other workers were faster
             if self._must_wait_for_owner(entries):
                 return TrialStatus.IDLE
             if len(book) < self.max_trials and self._can_propose(len(book)):
@@ -433,26 +429,47 @@ class OptunaOracle(keras_tuner.Oracle):
                 return TrialStatus.IDLE
             return TrialStatus.STOPPED
 
-    def _discard_duplicates(
-        self, book: Sequence[_attempts.LogicalAttempts]
-    ) -> None:
-        """Ends attempts that two workers made at once: one of them counts."""
-        counted = {a._trial_id for entry in book for a in entry.attempts}
+    def _clear_up(
+        self,
+        trials: Sequence[FrozenTrial],
+        book: Sequence[_attempts.LogicalAttempts],
+    ) -> bool:
+        """Ends what is dead or double, and replaces it where it is due.
+
+        Returns:
+            Whether anything was done, so that the study is to be read again.
+        """
         with self._errors():
-            waiting = self._cached.get_all_trials(
-                self.study._study_id,
-                deepcopy=False,
-                states=(TrialState.WAITING,),
-            )
-            for attempt in waiting:
-                if attempt._trial_id in counted:
-                    continue
-                if _attempts.RETRY_OF not in attempt.system_attrs:
-                    continue  # a new one, made since the book was read
+            ended = self._dead(trials) + _duplicates(trials, book)
+            for attempt in ended:
+                # Another worker may have done it at the same moment.
                 with contextlib.suppress(UpdateFinishedTrialError):
                     self._cached.set_trial_state_values(
                         attempt._trial_id, TrialState.FAIL
                     )
+            retries = _attempts.due_retries(book, self.max_retries)
+            for entry in retries:
+                self._add_retry(entry)
+        return bool(ended or retries)
+
+    def _dead(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """The attempts that no process works on any more."""
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        if not running:
+            return []
+        stale = _heartbeat.stale_trial_ids(self._storage, self.study._study_id)
+        dead = []
+        for attempt in running:
+            owner = attempt.user_attrs.get(_attempts.OWNER)
+            if owner is None:
+                is_dead = not _heartbeat.is_kept_by(
+                    self._storage
+                ) and self._started_long_ago(attempt)
+            else:
+                is_dead = _owner.is_surely_dead(owner)
+            if is_dead or attempt._trial_id in stale:
+                dead.append(attempt)
+        return dead
 
     def _take(self, attempt: FrozenTrial) -> bool:
         with self._errors():
@@ -495,28 +512,6 @@ class OptunaOracle(keras_tuner.Oracle):
                 ),
             )
 
-    def _give_up_on_the_dead(self) -> None:
-        study_id = self.study._study_id
-        running = self._cached.get_all_trials(
-            study_id, deepcopy=False, states=(TrialState.RUNNING,)
-        )
-        if not running:
-            return
-        stale = set(_heartbeat.stale_trial_ids(self._storage, study_id))
-        for attempt in running:
-            owner = attempt.user_attrs.get(_attempts.OWNER)
-            if owner is None:
-                is_dead = not _heartbeat.is_kept_by(
-                    self._storage
-                ) and self._started_long_ago(attempt)
-            else:
-                is_dead = _owner.is_surely_dead(owner)
-            if is_dead or attempt._trial_id in stale:
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    self._cached.set_trial_state_values(
-                        attempt._trial_id, TrialState.FAIL
-                    )
-
     def _started_long_ago(self, attempt: FrozenTrial) -> bool:
         started = attempt.datetime_start
         assert started is not None
@@ -538,8 +533,8 @@ class OptunaOracle(keras_tuner.Oracle):
         )
 
     def _propose(self, entry: _attempts.LogicalAttempts) -> dict[str, Any]:
-        attempt = copy.deepcopy(self._cached.get_trial(entry.last._trial_id))
-        attempt.number = entry.number
+        attempt = copy.deepcopy(entry.last)
+        attempt.number, attempt.state = entry.number, TrialState.RUNNING
         space = self.hyperparameters.space
         fixed = dict(attempt.system_attrs.get("fixed_params", {}))
         if self.sampler == "grid":
@@ -549,7 +544,9 @@ class OptunaOracle(keras_tuner.Oracle):
         else:
             values = None
             sampler = self._sampler_for(entry.number)
-            study = filtered_study(self._logical_study(sampler), attempt)
+            # It was read when the attempt was taken, a moment ago.
+            logical_study = self._logical_study(self._last_book, sampler)
+            study = filtered_study(logical_study, attempt)
             sampler.before_trial(study, attempt)
             relative = sampler.sample_relative(
                 study,
@@ -647,7 +644,7 @@ class OptunaOracle(keras_tuner.Oracle):
                 return False
             attempt = copy.copy(self._cached.get_trial(running.attempt_id))
             attempt.number = running.number
-            study = filtered_study(self._logical_study(), attempt)
+            study = filtered_study(self._logical_study(self._book()), attempt)
             return self.pruner.prune(study, attempt)
 
     def record_result(self, trial_id: str, **result: Any) -> None:
@@ -769,8 +766,9 @@ class OptunaOracle(keras_tuner.Oracle):
                     _attempts.RESULT,
                     _to_python(running.result),
                 )
-                if self.sampler != "grid":
-                    self._tell_sampler(running, state, values)
+                if not isinstance(self.sampler, str):
+                    # Ours do not outlive a trial: they have nothing to learn.
+                    self._tell_sampler(self.sampler, running, state, values)
                 self._cached.set_trial_state_values(
                     running.attempt_id, state, values
                 )
@@ -780,14 +778,15 @@ class OptunaOracle(keras_tuner.Oracle):
 
     def _tell_sampler(
         self,
+        sampler: optuna.samplers.BaseSampler,
         running: _Running,
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
         attempt = copy.deepcopy(self._cached.get_trial(running.attempt_id))
         attempt.number = running.number
-        sampler = self._sampler_for(running.number)
-        study = filtered_study(self._logical_study(sampler), attempt)
+        logical_study = self._logical_study(self._book(), sampler)
+        study = filtered_study(logical_study, attempt)
         sampler.after_trial(study, attempt, state, values)
 
     def _check_consecutive_failures(self) -> None:
@@ -932,6 +931,18 @@ class OptunaOracle(keras_tuner.Oracle):
         best = self.get_best_trials()
         best_said = f" (best: {best[0].score:.5g})" if best else ""
         print(f"Trial {running.number + 1}: {said}{best_said}")
+
+
+def _duplicates(
+    trials: Sequence[FrozenTrial], book: Sequence[_attempts.LogicalAttempts]
+) -> list[FrozenTrial]:
+    """Attempts that wait, but replace one that another replaces already."""
+    counted = {a._trial_id for entry in book for a in entry.attempts}
+    return [
+        t
+        for t in trials
+        if t.state == TrialState.WAITING and t._trial_id not in counted
+    ]
 
 
 def _to_python(value: Any) -> Any:
