@@ -236,7 +236,10 @@ def test_a_dead_workers_trial_keeps_number_values_and_seed(tmp_path):
     assert (logical.state, logical.attempts) == ("running", 2)
 
 
-def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(tmp_path):
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(
+    tmp_path, how
+):
     calm = make_oracle(tmp_path / "calm", max_trials=2)
     run(calm)
     oracle = make_oracle(tmp_path / "killed", max_trials=2)
@@ -253,12 +256,15 @@ def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(tmp_path):
         real(*args)
 
     oracle._cached.set_trial_param = killed_at_the_second
+    if how == "killed":  # then nothing is cleared up
+        oracle._give_back = lambda attempt_id: None
     with pytest.raises(Killed):
         oracle.create_trial("x")
     resumed = make_oracle(tmp_path / "killed", max_trials=2)
     run(resumed)
     assert proposals(resumed) == proposals(calm)
     assert resumed.logical_trials()[0].attempts == 2
+    assert resumed._book()[0].losses == (1 if how == "killed" else 0)
 
 
 def test_a_worker_that_died_before_it_said_who_it_is_is_waited_for(tmp_path):

@@ -387,6 +387,7 @@ class OptunaOracle(keras_tuner.Oracle):
             _owner.release(owner)
             return self.create_trial("")
         except BaseException:
+            self._give_back(attempt._trial_id)
             _owner.release(owner)
             raise
         hyperparameters = self.get_space()
@@ -662,14 +663,16 @@ class OptunaOracle(keras_tuner.Oracle):
         counted against `max_retries`.
         """
         running = self._running.pop(trial_id)
+        self._give_back(running.attempt_id)
+        _owner.release(running.owner)
+
+    def _give_back(self, attempt_id: int) -> None:
+        # Another worker may have given up on it already.
         with self._errors(), contextlib.suppress(UpdateFinishedTrialError):
             self._cached.set_trial_user_attr(
-                running.attempt_id, _attempts.RESULT, {"put_back": True}
+                attempt_id, _attempts.RESULT, {"put_back": True}
             )
-            self._cached.set_trial_state_values(
-                running.attempt_id, TrialState.FAIL
-            )
-        _owner.release(running.owner)
+            self._cached.set_trial_state_values(attempt_id, TrialState.FAIL)
 
     def abandon(self, trial_id: str) -> None:
         """Forgets an attempt that another worker has given up on."""
