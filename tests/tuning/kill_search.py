@@ -80,7 +80,10 @@ def make_tuner(arguments, folder: Path, study_name: str) -> OptunaTuner:
 def work(arguments, folder: Path, study_name: str) -> None:
     x, y = load_data()
     tuner = make_tuner(arguments, folder, study_name)
-    (folder / f"ready_{os.getpid()}").touch()
+    # A kill is aimed at a worker that has begun with a trial.
+    tuner.on_trial_begin = lambda trial: (
+        folder / f"ready_{os.getpid()}"
+    ).touch()
     tuner.search(
         x, y, validation_data=(x, y), epochs=2, batch_size=16, verbose=0
     )
@@ -171,7 +174,7 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
         if victim not in workers:
             candidate = rng.choice(workers)
             # Now and then one that only just starts.
-            if (folder / f"ready_{candidate}").exists() or rng.random() < 0.001:
+            if (folder / f"ready_{candidate}").exists() or rng.random() < 1e-4:
                 victim = candidate
                 moment = time.monotonic() + rng.uniform(0, arguments.longest)
         elif time.monotonic() > moment:
@@ -232,7 +235,7 @@ def main() -> int:
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
-        "--longest", type=float, default=3.0, help="seconds a victim has left"
+        "--longest", type=float, default=2.0, help="seconds a victim has left"
     )
     arguments = parser.parse_args()
     began = time.monotonic()
