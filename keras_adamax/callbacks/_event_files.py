@@ -37,14 +37,22 @@ class EventFile:
         folder: The folder. No other writer may write there: TensorBoard
             follows only the newest file of a folder.
         owner: Name of the logger, for messages.
+        argument: Name of its argument that gave the folder. Defaults to
+            `"log_dir"`.
 
     Raises:
         ImportError: If tensorboardX is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike, owner: str):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        owner: str,
+        argument: str = "log_dir",
+    ):
         self._folder = Path(os.path.abspath(folder))
         self._owner = owner
+        self._argument = argument
         self._writer: Any = None
         self._has_warned = False
         try:
@@ -52,10 +60,10 @@ class EventFile:
             from tensorboardX.proto import event_pb2
         except ImportError as error:
             raise ImportError(
-                f"`log_dir` of {owner} needs tensorboardX, which writes event "
-                "files for TensorBoard. Install it with `pip install "
-                f"'keras-adamax[tensorboard]'`. Received: log_dir={folder!r} "
-                f"({error})."
+                f"`{argument}` of {owner} needs tensorboardX, which writes "
+                "event files for TensorBoard. Install it with `pip install "
+                "'keras-adamax[tensorboard]'`. Received: "
+                f"{argument}={folder!r} ({error})."
             ) from error
         self._events = event_pb2
         self._summary = summary
@@ -80,7 +88,7 @@ class EventFile:
                 error.errno,
                 f"{self._owner} cannot write event files there: "
                 f"{error.strerror}. Free or change the place, or give another "
-                "`log_dir`",
+                f"`{self._argument}`",
                 str(self._folder),
             ) from error
 
@@ -113,6 +121,15 @@ class EventFile:
         for name, (largest, counts) in histograms.items():
             if 0.0 < largest < float("inf"):
                 summaries.append(self._histogram(name, largest, counts))
+        self.write_summaries(step, summaries)
+
+    def write_summaries(self, step: int, summaries: Sequence[Any]) -> None:
+        """Writes what tensorboardX has made.
+
+        Args:
+            step: The optimizer's updates.
+            summaries: Protocol buffers of tensorboardX.
+        """
         now = time.time()
         self._write(
             [

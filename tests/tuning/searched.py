@@ -1,0 +1,100 @@
+"""What the searches in the tests search; imported by their processes, too."""
+
+import os
+import signal
+import time
+
+import keras
+import numpy as np
+from keras_adamax_tuning import AdamaxClippedSpace
+
+SPACE = AdamaxClippedSpace(
+    learning_rate=(1e-3, 1e-1),
+    beta_1=0.9,
+    beta_2=[0.99, 0.999],
+    epsilon=1e-8,
+    clip_gradients=True,
+    clip_multiplier=(1.1, 2.0),
+    clip_epsilon=1e-3,
+    bias_correction=False,
+    weight_decay=None,
+)
+OTHER_SPACE = AdamaxClippedSpace(learning_rate=(1e-3, 1.0))
+
+
+def build_model(hp):
+    del hp
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(loss="mse", metrics=["mae"])
+    return model
+
+
+def load_data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 3)).astype("float32")
+    return x, x.sum(axis=1, keepdims=True)
+
+
+def other_data():
+    x, y = load_data()
+    return x, y + 1
+
+
+def wide_data():
+    return np.zeros((32, 5)), np.zeros((32, 1))
+
+
+def nothing(hp):
+    del hp
+
+
+def broken_model(hp):
+    raise KeyError("a model")
+
+
+class Trace(keras.callbacks.Callback):
+    """Leaves the process's id behind, and waits while a file is there."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs=None):
+        (self.folder / "pid").write_text(str(os.getpid()))
+        output = self.folder.parent.parent
+        while (output / ".hold").exists():
+            time.sleep(0.05)
+
+
+class Failing(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise RuntimeError("it\nbroke")
+
+
+class Signal(keras.callbacks.Callback):
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def on_train_begin(self, logs=None):
+        os.kill(os.getpid(), self.number)
+
+
+def trace(trial, hp, folder):
+    del trial, hp
+    return [Trace(folder)]
+
+
+def fail(trial, hp, folder):
+    del trial, hp, folder
+    return [Failing()]
+
+
+def interrupt_second(trial, hp, folder):
+    del hp, folder
+    return [Signal(signal.SIGINT)] if trial.trial_id == "0001" else []
+
+
+def terminate_second(trial, hp, folder):
+    del hp, folder
+    return [Signal(signal.SIGTERM)] if trial.trial_id == "0001" else []

@@ -1,0 +1,290 @@
+import sys
+
+import numpy as np
+import pytest
+from keras_adamax_tuning import figures
+from keras_adamax_tuning._axes import Axis, axes_of, linear_ticks, log_ticks
+from keras_adamax_tuning._importance import importances
+from matplotlib.figure import Figure
+
+from tests.tuning.synthetic import make_search, make_trial
+
+CASES = {
+    "small": {"count": 30, "large": False},
+    "large": {"count": 60},
+    "wide": {"count": 60, "spread": 4},
+    "few": {"count": 3},
+    "one": {"count": 1, "large": False},
+    "many": {"count": 400, "large": False},
+}
+DRAW = {
+    "scores": lambda trials, space, **more: figures.plot_scores(trials, **more),
+    "hyperparameters": figures.plot_hyperparameters,
+    "parallel": figures.plot_parallel_coordinates,
+    "importance": figures.plot_importance,
+}
+
+
+def lines_of(figure):
+    lines = [line for ax in figure.axes for line in ax.lines]
+    return {line.get_gid(): line for line in lines if line.get_gid()}
+
+
+def visible_texts(figure):
+    figure.draw_without_rendering()
+    found = [figure._suptitle] if figure._suptitle else []
+    for legend in figure.legends:
+        found += legend.get_texts()
+    for ax in figure.axes:
+        found += ax.texts
+        if not ax.axison:
+            continue
+        for axis in (ax.xaxis, ax.yaxis):
+            found += [axis.label, axis.get_offset_text()]
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks() + axis.get_minor_ticks():
+                if low <= tick.get_loc() <= high:
+                    found += [tick.label1, tick.label2]
+    return [text for text in found if text.get_visible() and text.get_text()]
+
+
+def corners(text):
+    """The four corners of a text's box, which may be turned."""
+    box = text.get_window_extent()
+    angle = np.deg2rad(text.get_rotation())
+    if not angle:
+        x = [box.x0, box.x1, box.x1, box.x0]
+        return np.array([x, [box.y0, box.y0, box.y1, box.y1]]).T
+    # The extent of a box of width w and height h, turned by the angle.
+    cos, sin = np.cos(angle), np.sin(angle)
+    w, h = np.linalg.solve([[cos, sin], [sin, cos]], [box.width, box.height])
+    start = np.array([box.x0 + h * sin, box.y0])
+    along, up = w * np.array([cos, sin]), h * np.array([-sin, cos])
+    return np.array([start, start + along, start + along + up, start + up])
+
+
+def overlap(first, second, slack=1.0):
+    """Whether two convex shapes share area: separating axes."""
+    for shape in (first, second):
+        for edge in np.roll(shape, -1, axis=0) - shape:
+            normal = np.array([-edge[1], edge[0]]) / np.linalg.norm(edge)
+            a, b = first @ normal, second @ normal
+            if a.max() - slack <= b.min() or b.max() - slack <= a.min():
+                return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "direction"),
+    [(case, kind, "min") for case in CASES for kind in DRAW]
+    + [("wide", kind, "max") for kind in ("scores", "hyperparameters")],
+)
+def test_no_text_overlaps_or_leaves_the_figure(case, kind, direction):
+    trials, space = make_search(**CASES[case])
+    figure = DRAW[kind](
+        trials, space, objective="val_loss", direction=direction
+    )
+    assert isinstance(figure, Figure)
+    texts = visible_texts(figure)
+    assert texts
+    shapes = [corners(text) for text in texts]
+    clashes = [
+        (texts[i].get_text(), texts[j].get_text())
+        for i in range(len(texts))
+        for j in range(i)
+        if overlap(shapes[i], shapes[j])
+    ]
+    assert not clashes
+    every = np.concatenate(shapes)
+    assert every.min() >= -1
+    assert every[:, 0].max() <= figure.bbox.width + 1
+    assert every[:, 1].max() <= figure.bbox.height + 1
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_scores_are_the_trials(direction):
+    trials, _ = make_search(50, spread=0.1)
+    figure = figures.plot_scores(trials, "val_loss", direction)
+    lines = lines_of(figure)
+    for state in ("completed", "pruned"):
+        chosen = [t for t in trials if t.state == state]
+        assert chosen
+        np.testing.assert_array_equal(
+            lines[state].get_xdata(), [t.number for t in chosen]
+        )
+        np.testing.assert_array_equal(
+            lines[state].get_ydata(), [t.score for t in chosen]
+        )
+    np.testing.assert_array_equal(
+        lines["failed"].get_xdata(),
+        [t.number for t in trials if t.state == "failed"],
+    )
+    best = lines["best so far"]
+    better = min if direction == "min" else max
+    for x, y in zip(best.get_xdata(), best.get_ydata(), strict=True):
+        assert y == better(
+            t.score for t in trials if t.state == "completed" and t.number <= x
+        )
+    assert (
+        direction[:2]
+        == {"lower": "mi", "higher": "ma"}[
+            figure.axes[0].get_ylabel().split("(")[1].split()[0]
+        ]
+    )
+
+
+def test_scores_that_spread_get_a_log_scale():
+    scales = []
+    for spread in (0.1, 4):
+        trials, _ = make_search(spread=spread)
+        scales.append(figures.plot_scores(trials).axes[0].get_yscale())
+    assert scales == ["linear", "log"]
+
+
+def test_each_hyperparameter_has_the_scale_of_its_space():
+    trials, space = make_search(60)
+    figure = figures.plot_hyperparameters(trials, space, "val_loss")
+    panels = {ax.get_xlabel().partition("\n")[0]: ax for ax in figure.axes}
+    assert len(panels) == 15
+    assert "fixed" not in panels
+    logs = {name for name, ax in panels.items() if ax.get_xscale() == "log"}
+    assert logs >= {"learning_rate", "epsilon", "weight_decay"}
+    assert "beta_1" in panels and "beta_1" not in logs
+    points = panels["learning_rate"].collections[0].get_offsets()
+    known = {
+        (t.hyperparameters["learning_rate"], t.score)
+        for t in trials
+        if t.state == "completed"
+    }
+    assert {tuple(point) for point in points.tolist()} == known
+    used = sum("learning_rate_decay_steps" in t.hyperparameters for t in trials)
+    label = panels["learning_rate_decay_steps"].get_xlabel()
+    assert label.endswith(f"(only in {used} trials)")
+
+
+def test_parallel_coordinates_have_a_line_for_each_completed_trial():
+    trials, space = make_search(30)
+    figure = figures.plot_parallel_coordinates(trials, space, "val_loss")
+    lines = lines_of(figure)
+    completed = [t for t in trials if t.state == "completed"]
+    assert set(lines) == {f"trial:{t.number}" for t in completed}
+    names = [axis.name for axis in axes_of(trials, space)]
+    place = names.index("learning_rate_decay_steps")
+    for trial in completed:
+        heights = lines[f"trial:{trial.number}"].get_ydata()
+        assert len(heights) == len(names) + 1
+        used = "learning_rate_decay_steps" in trial.hyperparameters
+        assert (heights[place] >= 0) == used
+        rate = trial.hyperparameters["learning_rate"]
+        assert heights[0] == pytest.approx((np.log10(rate) + 4) / 2)
+    scores = [t.score for t in completed]
+    ends = [lines[f"trial:{t.number}"].get_ydata()[-1] for t in completed]
+    assert np.argsort(scores).tolist() == np.argsort(ends).tolist()
+
+
+def test_importance_finds_what_decides_and_says_when_trials_are_too_few():
+    rng = np.random.default_rng(0)
+    trials = []
+    for number in range(40):
+        values = {"matters": rng.uniform(), "does_not": rng.uniform()}
+        values["choice"] = ["a", "b"][number % 2]
+        if number % 3:
+            values["sometimes"] = rng.uniform()
+        trials.append(
+            make_trial(
+                number,
+                score=(values["matters"] - 0.5) ** 2,
+                hyperparameters=values,
+            )
+        )
+    axes = axes_of(trials)
+    for evaluator, shares in importances(trials, axes, "min").items():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert max(shares, key=shares.get) == "matters"
+        assert ("sometimes" in shares) == (evaluator == "PED-ANOVA")
+    assert importances(trials[:9], axes, "min") == {}
+    figure = figures.plot_importance(trials[:9])
+    assert "at least 10 completed trials; there are 9" in " ".join(
+        text.get_text() for text in visible_texts(figure)
+    )
+
+
+def test_equal_scores_leave_nothing_to_explain():
+    trials = [
+        make_trial(i, score=1.0, hyperparameters={"a": i}) for i in range(12)
+    ]
+    texts = visible_texts(figures.plot_importance(trials))
+    assert "same score" in " ".join(text.get_text() for text in texts)
+
+
+@pytest.mark.parametrize("kind", DRAW)
+def test_searches_without_anything_to_draw(kind):
+    for trials in (
+        [],
+        [make_trial(0, "failed")],
+        [make_trial(0, "running")],
+        [make_trial(0, score=1.0)],
+        [make_trial(i, score=1.0, hyperparameters={"a": i}) for i in range(12)],
+    ):
+        DRAW[kind](trials, []).draw_without_rendering()
+
+
+def test_save_figures_replaces_files(tmp_path):
+    trials, space = make_search(12, large=False)
+    for _ in range(2):
+        paths = figures.save_figures(
+            trials, space, "val_loss", "min", tmp_path / "figures"
+        )
+    assert sorted(path.name for path in paths) == [
+        "hyperparameters.png",
+        "importance.png",
+        "parallel_coordinates.png",
+        "scores.png",
+    ]
+    assert sorted((tmp_path / "figures").iterdir()) == sorted(paths)
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras_adamax_tuning._drawing", False)
+    monkeypatch.delattr("keras_adamax_tuning._drawing", raising=False)
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "matplotlib":
+            monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"keras-adamax\[plots\]"):
+        figures.plot_scores([])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1e-4, 1e-2, [1e-4, 1e-3, 1e-2]),
+        (1e-10, 1e-6, [1e-10, 1e-8, 1e-6]),
+        (0.002, 0.005, [0.002, 0.005]),
+        (16, 128, [20, 50, 100]),
+    ],
+)
+def test_log_ticks(low, high, expected):
+    assert log_ticks(low, high, 4) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.8, 0.99), (-3, 1e6), (16, 128), (5, 5)]
+)
+def test_linear_ticks(low, high):
+    ticks = linear_ticks(low, high, 5)
+    assert 1 <= len(ticks) <= 5
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+    assert len(ticks) >= 2 or low == high
+
+
+def test_axes_without_a_declared_space_follow_the_values():
+    trials = [
+        make_trial(0, hyperparameters={"a": 1e-4, "b": 1, "c": True, "d": 1}),
+        make_trial(1, hyperparameters={"a": 1e-1, "b": 2, "c": False, "d": 1}),
+    ]
+    assert axes_of(trials) == [
+        Axis("a", "log", (), 1e-4, 1e-1),
+        Axis("b", "linear", (), 1, 2),
+        Axis("c", "choice", (True, False), 0, 1),
+    ]

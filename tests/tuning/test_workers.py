@@ -1,0 +1,297 @@
+"""Searches in several processes, and what signals do to them.
+
+On one backend only: nothing here depends on what computes, and each process
+takes seconds to import it.
+"""
+
+import collections
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import keras
+import pytest
+from keras_adamax_tuning import OptunaOracle, run_search
+
+from tests.tuning import searched
+
+ROOT = Path(__file__).parent.parent.parent
+TRIALS = 4
+
+pytestmark = [
+    pytest.mark.skipif(
+        keras.backend.backend() != "jax",
+        reason="processes and signals are the same on every backend",
+    ),
+    pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's"),
+]
+
+
+def environment():
+    return os.environ | {
+        "KERAS_BACKEND": keras.backend.backend(),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tuning")]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def command(output, *more, workers=2):
+    return [
+        sys.executable,
+        "-m",
+        "keras_adamax_tuning.cli",
+        "tests.tuning.searched:build_model",
+        "--data=tests.tuning.searched:load_data",
+        "--space=tests.tuning.searched:SPACE",
+        "--callbacks=tests.tuning.searched:trace",
+        "--sampler=random",
+        "--seed=0",
+        f"--max-trials={TRIALS}",
+        "--epochs=1",
+        f"--output={output}",
+        f"--workers={workers}",
+        *more,
+    ]
+
+
+class Search:
+    """A command that runs; its trials wait while `held`."""
+
+    def __init__(self, output, *more, workers=2, hold=True):
+        self.output = output
+        self.hold = output / ".hold"
+        if hold:
+            output.mkdir(exist_ok=True)
+            self.hold.touch()
+        self.log = output.with_suffix(f".{time.monotonic_ns()}.log")
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                command(output, *more, workers=workers),
+                env=environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.hold.unlink(missing_ok=True)
+        if self.process.poll() is None:
+            self.process.kill()
+        for pid in self.workers():
+            os.kill(pid, signal.SIGKILL)
+
+    def workers(self):
+        """Ids of the living processes that run, or ran, a trial."""
+        known = set()
+        for path in self.output.glob("trials/*/pid"):
+            pid = int(path.read_text() or 0)
+            try:
+                state = Path(f"/proc/{pid}/stat").read_text()
+            except OSError:
+                continue
+            if pid and state.rpartition(")")[2].split()[0] not in "ZX":
+                known.add(pid)
+        return known
+
+    def wait_for_workers(self, count):
+        self.wait_until(lambda: len(self.workers()) >= count)
+
+    def wait_until(self, condition, seconds=120):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.printed()
+            time.sleep(0.1)
+
+    def release(self):
+        self.hold.unlink()
+
+    def printed(self):
+        return self.log.read_text()
+
+    def finish(self, seconds=240):
+        return self.process.wait(seconds)
+
+
+def rows_of(output):
+    with open(output / "trials.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_complete(output):
+    rows = rows_of(output)
+    assert [int(row["number"]) for row in rows] == list(range(TRIALS))
+    assert {row["state"] for row in rows} == {"completed"}
+    return rows
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same search by one process: its trials by number."""
+    result = run_search(
+        searched.build_model,
+        searched.load_data,
+        space=searched.SPACE,
+        max_trials=TRIALS,
+        epochs=1,
+        sampler="random",
+        seed=0,
+        callbacks_factory=searched.trace,
+        output=tmp_path_factory.mktemp("alone") / "out",
+        verbose=False,
+    )
+    return result.trials
+
+
+def assert_same_trials(rows, alone):
+    for row, trial in zip(rows, alone, strict=True):
+        assert float(row["score"]) == pytest.approx(trial.score, rel=1e-4)
+        rate = trial.hyperparameters["learning_rate"]
+        assert float(row["learning_rate"]) == rate
+
+
+def test_two_workers_share_the_trials_and_one_may_be_killed(tmp_path, alone):
+    with Search(tmp_path / "out") as search:
+        search.wait_for_workers(2)
+        killed = min(search.workers())
+        os.kill(killed, signal.SIGKILL)
+        search.wait_until(lambda: "killed by SIGKILL" in search.printed())
+        assert "1 of 2 workers go on" in search.printed()
+        search.release()
+        assert search.finish() == 0, search.printed()
+        printed = search.printed()
+    rows = assert_complete(search.output)
+    assert_same_trials(rows, alone)
+    assert sorted(row["attempts"] for row in rows) == ["1"] * 3 + ["2"]
+    assert f"{TRIALS} of {TRIALS} done" in printed
+    assert f"best {min(t.score for t in alone):.4}"[:9] in printed
+    assert "Traceback" not in printed
+    numbers = [
+        line.split(":")[0]
+        for line in printed.splitlines()
+        if " done | " in line
+    ]
+    counted = collections.Counter(n for n in numbers if n.startswith("trial "))
+    assert counted == {f"trial {number}": 1 for number in range(TRIALS)}
+    assert (search.output / "best.keras").exists()
+
+
+def test_interrupted_workers_stop_and_the_command_goes_on(tmp_path, alone):
+    with Search(tmp_path / "out") as search:
+        search.wait_for_workers(2)
+        # A terminal sends it to the whole group.
+        os.killpg(search.process.pid, signal.SIGINT)
+        time.sleep(0.5)
+        search.release()
+        assert search.finish() == 130, search.printed()
+        assert not search.workers()
+        printed = search.printed()
+    assert "Traceback" not in printed
+    (line,) = [
+        line
+        for line in printed.splitlines()
+        if line.startswith("    keras-adamax-tune ")
+    ]
+    assert shlex.split(line)[1:] == command(search.output)[3:]
+
+    with Search(search.output, "--resume", hold=False, workers=1) as search:
+        assert search.finish() == 0, search.printed()
+    rows = assert_complete(search.output)
+    assert_same_trials(rows, alone)
+    # Both that ran went back.
+    assert sum(row["attempts"] == "2" for row in rows) == 2
+
+
+def test_workers_stop_when_their_parent_is_killed_and_can_be_joined(
+    tmp_path, alone
+):
+    with Search(tmp_path / "out") as search:
+        search.wait_for_workers(2)
+        search.process.kill()
+        search.process.wait()
+        time.sleep(1.5)
+        search.release()
+        search.wait_until(lambda: not search.workers())
+        assert "Traceback" not in search.printed()
+    with Search(tmp_path / "out", hold=False, workers=1) as search:
+        assert search.finish() == 0, search.printed()
+    assert_same_trials(assert_complete(search.output), alone)
+
+
+def test_an_error_of_the_workers_is_said_once(tmp_path):
+    with pytest.raises(ValueError, match=r"does not take the data.*\(5,\)"):
+        run_search(
+            searched.build_model,
+            searched.wide_data,
+            space=searched.SPACE,
+            workers=2,
+            max_trials=2,
+            output=tmp_path / "out",
+            verbose=False,
+        )
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_what_workers_cannot_import_is_an_error(tmp_path):
+    with pytest.raises(TypeError, match="`build_model`.*function of a module"):
+        run_search(
+            lambda hp: searched.build_model(hp),
+            searched.load_data,
+            workers=2,
+            max_trials=2,
+            output=tmp_path / "out",
+        )
+
+
+def test_what_a_notebook_defines_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(searched.build_model, "__module__", "__main__")
+    main = types.ModuleType("__main__")
+    main.build_model = searched.build_model
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(TypeError, match="a notebook or a prompt"):
+        run_search(
+            searched.build_model,
+            searched.load_data,
+            workers=2,
+            max_trials=2,
+            output=tmp_path / "out",
+        )
+
+
+def test_two_commands_share_a_search_on_postgresql(
+    tmp_path, postgresql_url, alone
+):
+    storage = f"--storage={postgresql_url}"
+    with (
+        Search(tmp_path / "out", storage, workers=1) as first,
+        Search(tmp_path / "out", storage, workers=1) as second,
+    ):
+        first.wait_for_workers(2)
+        first.release()
+        assert first.finish() == 0, first.printed()
+        assert second.finish() == 0, second.printed()
+    rows = assert_complete(first.output)
+    assert_same_trials(rows, alone)
+    assert not (first.output / "study.db").exists()
+    oracle = OptunaOracle("val_loss", storage=postgresql_url, study_name="out")
+    assert len(oracle.study.trials) == TRIALS
+
+    # Another folder of the same name would get weights that nobody finds.
+    elsewhere = tmp_path / "elsewhere" / "out"
+    elsewhere.parent.mkdir()
+    with Search(elsewhere, storage, workers=1, hold=False) as stranger:
+        assert stranger.finish() == 2
+    (error,) = [
+        line
+        for line in stranger.printed().splitlines()
+        if line.startswith("keras-adamax-tune: error: ")
+    ]
+    assert "must reach the same folder" in error

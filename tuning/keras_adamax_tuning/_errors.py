@@ -1,0 +1,16 @@
+"""The exceptions of a search that its caller may want to tell apart."""
+
+
+class SearchMismatchError(ValueError):
+    """A study belongs to another search: another space or objective."""
+
+
+class StorageError(RuntimeError):
+    """The database of a search cannot be reached, read or written.
+
+    The message is one line, says what to do, and has no credentials in it.
+    """
+
+
+class ConsecutiveFailuresError(RuntimeError):
+    """So many trials failed one after another that the search has stopped."""

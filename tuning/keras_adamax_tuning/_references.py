@@ -1,0 +1,65 @@
+"""Objects named on the command line: `package.module:name`."""
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+
+def load_reference(reference: str, what: str) -> Any:
+    """Imports a module and returns what it holds under a name.
+
+    The current folder can be imported from, as with `python -m`.
+
+    Args:
+        reference: String, `"package.module:name"`; the name may have dots.
+        what: Words for what the reference stands for, for the messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: If the form is another, or the module has no such name.
+        ImportError: If the module is not found, or fails when it is imported.
+
+    Example:
+        >>> load_reference("math:pi", "a number")
+        3.141592653589793
+    """
+    module_name, colon, name = reference.partition(":")
+    if not colon or not module_name or not name:
+        raise ValueError(
+            f"{what} must be given as MODULE:NAME, for example "
+            f"'my_models:build_model'. Received: {reference!r}."
+        )
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found = importlib.import_module(module_name)
+    except Exception as error:
+        raise ImportError(
+            f"{what} {reference!r} cannot be imported: {_culprit(error)}. "
+            f"Modules are looked for in {folder}, in PYTHONPATH and among the "
+            "installed packages."
+        ) from error
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(
+                f"{what} {reference!r} does not exist: module "
+                f"{module_name!r} ({getattr(found, '__file__', None)}) has no "
+                f"{part!r}."
+            ) from None
+    return found
+
+
+def _culprit(error: Exception) -> str:
+    """The error in words, with the line of the user's file that raised it."""
+    place = ""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and "importlib" not in frames[-1].filename:
+        place = f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    return f"{type(error).__name__}: {error}{place}"

@@ -1,0 +1,129 @@
+"""Ctrl-C, and SIGTERM, which schedulers of clusters send, stop a search.
+
+An exception out of a signal's handler can come up anywhere. In a callback of
+the garbage collector, of which JAX has one, it is printed and forgotten; in
+the middle of a transaction it does no good either. While trials run, a signal
+is therefore noted only, and looked at before each batch.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class _State:
+    requested = False
+    # Whether a signal is noted only, until `check`.
+    deferred = False
+    # Whether a second signal stops at once.
+    impatient = True
+
+
+def check() -> None:
+    """Raises KeyboardInterrupt if a signal has come."""
+    if _State.requested:
+        raise KeyboardInterrupt
+
+
+class StopCheck(keras.callbacks.Callback):
+    """Stops a training when a signal has come.
+
+    It looks at the beginning of batches: a hook at their end would make Keras
+    wait for each batch's result on some backends.
+    """
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Looks."""
+        check()
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Looks."""
+        check()
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Makes both signals raise KeyboardInterrupt in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    _State.requested = False
+    before = {number: signal.signal(number, _handle) for number in _STOPPING}
+    try:
+        yield
+        check()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _State.requested = False
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Makes a signal wait until `check`; a second one waits for nothing."""
+    _State.deferred = True
+    try:
+        check()
+        yield
+    finally:
+        _State.deferred = False
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Keeps both signals waiting, also for processes that start meanwhile.
+
+    A process that is still importing would answer with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def handle_in_worker(parent: int) -> None:
+    """Handles signals for the rest of this process, a worker's.
+
+    A terminal sends Ctrl-C to all processes, and the parent sends it, too:
+    the second must not disturb what the first one cleans up. If the parent
+    is gone, the worker stops as well: nobody would know of it any more.
+
+    Args:
+        parent: Process id of the parent.
+    """
+    _State.impatient = False
+    for number in _STOPPING:
+        signal.signal(number, _handle)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _handle(number: int, frame: Any) -> None:
+    again, _State.requested = _State.requested, True
+    if again and not _State.impatient:
+        return
+    if _State.deferred and not again:
+        if _State.impatient:
+            print("stopping; once more to stop at once", file=sys.stderr)
+        return
+    raise KeyboardInterrupt(signal.Signals(number).name)

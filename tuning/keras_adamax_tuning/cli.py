@@ -1,0 +1,366 @@
+"""The command `keras-adamax-tune`. `keras-adamax-tune --help` explains it.
+
+Nothing heavy is imported before the arguments are parsed: help comes at once,
+and Keras reads its backend when it is imported.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+_PROGRAM = "keras-adamax-tune"
+_DONE, _WRONG_USE, _ALL_FAILED, _INTERRUPTED = 0, 2, 3, 130
+_WORKERS_DIED = 1
+
+_EPILOG = """\
+exit codes:
+  0    the search is done
+  1    all workers died; the same command goes on
+  2    wrong use; one line on standard error says what to do
+  3    no trial completed, or too many failed one after another
+  130  interrupted (Ctrl-C or SIGTERM); the same command goes on
+
+The same command creates a search, goes on with it after any crash, and joins
+it from another process or machine.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            _WRONG_USE,
+            f"{_PROGRAM}: error: {message} (--help lists the options)\n",
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code.
+
+    Args:
+        arguments: Sequence of strings. Defaults to `sys.argv[1:]`.
+
+    Returns:
+        0 when the search is done, 1 if all workers died, 2 for wrong use, 3
+        if all trials failed, 130 if it was interrupted.
+
+    Example:
+        >>> main(["models:build_model", "--data=digits.npz", "--output=runs"])
+        0
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parser().parse_args(given)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        _choose_backend(options.backend)
+        return _search(options)
+    except KeyboardInterrupt:
+        _say("interrupted; nothing is lost. To go on, run:")
+        print(f"    {_PROGRAM} {shlex.join(given)}", file=sys.stderr)
+        return _INTERRUPTED
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        _say(f"error: {_one_line(error)}")
+        return _WRONG_USE
+
+
+def _search(options: argparse.Namespace) -> int:
+    # Here, because these import Keras.
+    from keras_adamax_tuning import _errors, _workers
+    from keras_adamax_tuning._references import load_reference
+    from keras_adamax_tuning.search import quiet_optuna, run_search
+
+    quiet_optuna()
+    try:
+        result = run_search(
+            load_reference(options.build_model, "The model builder"),
+            _data(options.data),
+            objective=options.objective,
+            direction=options.direction,
+            space=_space(options.space),
+            max_trials=options.max_trials,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            validation_split=options.validation_split,
+            sampler=options.sampler,
+            pruner=options.pruner,
+            seed=options.seed,
+            executions_per_trial=options.executions_per_trial,
+            max_retries=options.max_retries,
+            workers=options.workers,
+            output=options.output,
+            storage=options.storage,
+            study_name=options.study_name,
+            callbacks_factory=options.callbacks
+            and load_reference(options.callbacks, "The callbacks factory"),
+            tensorboard=options.tensorboard,
+            heartbeat_interval=options.heartbeat_interval,
+        )
+    except _errors.StorageError as error:
+        _say(f"error: {_one_line(error)}")
+        return _WRONG_USE
+    except _errors.ConsecutiveFailuresError as error:
+        _say(f"error: {_one_line(error)}")
+        return _ALL_FAILED
+    except _workers.WorkersDiedError as error:
+        _say(f"error: {_one_line(error)}")
+        return _WORKERS_DIED
+    if result.best_trial is None:
+        _say(
+            f"error: none of the {len(result.trials)} trials completed; "
+            f"{result.output / 'trials.csv'} has the reasons"
+        )
+        return _ALL_FAILED
+    return _DONE
+
+
+def _choose_backend(backend: str | None) -> None:
+    # TensorFlow's notes about the processor are not the user's concern.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if backend is None:
+        return
+    os.environ["KERAS_BACKEND"] = backend
+    if "keras" in sys.modules:
+        import keras
+
+        if keras.backend.backend() != backend:
+            raise ValueError(
+                f"Keras runs on {keras.backend.backend()} in this process "
+                f"already. Received: --backend={backend}. Start a new one."
+            )
+
+
+def _data(given: str) -> Any:
+    from keras_adamax_tuning._references import load_reference
+
+    if given.endswith(".npz"):
+        return Path(given)
+    return load_reference(given, "The data")
+
+
+def _space(given: str | None) -> Any:
+    if given is None:
+        return None
+    import json
+
+    import keras
+
+    from keras_adamax_tuning import AdamaxClippedSpace
+    from keras_adamax_tuning._references import load_reference
+
+    if given.endswith(".json"):
+        try:
+            config = json.loads(Path(given).read_text(encoding="utf-8"))
+            space = keras.saving.deserialize_keras_object(config)
+        except OSError as error:
+            raise OSError(f"--space: {given}: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"--space: {given} is not the JSON of a serialized "
+                f"AdamaxClippedSpace ({_one_line(error)}). Write it with "
+                "json.dump(keras.saving.serialize_keras_object(space), file)."
+            ) from error
+    else:
+        space = load_reference(given, "The space")
+    if not isinstance(space, AdamaxClippedSpace):
+        raise TypeError(
+            "--space must name an AdamaxClippedSpace, or a .json file of one. "
+            f"Received: {given}, a {type(space).__name__}."
+        )
+    return space
+
+
+def _say(text: str) -> None:
+    print(f"{_PROGRAM}: {text}", file=sys.stderr)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _whole(text: str) -> int | list[int]:
+    """`32`, or `16,32,64` to choose from."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be an integer, or integers with commas between: {text!r}"
+        ) from None
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1: {text!r}")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1: {text!r}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=_PROGRAM,
+        description="Searches the best AdamaxClipped for a model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "build_model",
+        metavar="MODULE:build_model",
+        help="function that takes KerasTuner's HyperParameters and returns a "
+        "Keras model; the current folder can be imported from",
+    )
+    add(
+        "--data",
+        required=True,
+        metavar="MODULE:load_data|FILE.npz",
+        help="function that returns (x, y), ((x_train, y_train), (x_val, "
+        "y_val)), a dictionary of these names or a pair of datasets; or a "
+        "file with the arrays",
+    )
+    add(
+        "--output",
+        required=True,
+        type=Path,
+        help="folder of the search; all workers must reach it",
+    )
+    add(
+        "--backend",
+        choices=("tensorflow", "jax", "torch"),
+        help="what Keras computes with (default: as Keras is configured)",
+    )
+    group = parser.add_argument_group("what is searched")
+    add = group.add_argument
+    add(
+        "--space",
+        metavar="MODULE:name|FILE.json",
+        help="an AdamaxClippedSpace (default: AdamaxClippedSpace())",
+    )
+    add(
+        "--objective",
+        default="val_loss",
+        help="metric of fit to judge by (default: %(default)s)",
+    )
+    add(
+        "--direction",
+        choices=("min", "max"),
+        help="which way the objective is better (default: known for Keras's "
+        "own metrics)",
+    )
+    add(
+        "--max-trials",
+        type=_count,
+        default=40,
+        metavar="N",
+        help="trials of the whole search; more go on with it (default: "
+        "%(default)s)",
+    )
+    add(
+        "--epochs",
+        type=_whole,
+        default=10,
+        metavar="N[,N...]",
+        help="epochs of a trial, or several to choose from (default: "
+        "%(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=_whole,
+        metavar="N[,N...]",
+        help="samples of a step, or several to choose from (default: 32)",
+    )
+    add(
+        "--validation-split",
+        type=float,
+        default=0.2,
+        metavar="FRACTION",
+        help="part of (x, y) to judge by, where the data has none (default: "
+        "%(default)s)",
+    )
+    add(
+        "--executions-per-trial",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="trainings of each trial, whose scores are averaged (default: "
+        "%(default)s)",
+    )
+    add(
+        "--callbacks",
+        metavar="MODULE:factory",
+        help="function f(trial, hp, folder) that returns a list of callbacks "
+        "(default: the loggers of keras_adamax)",
+    )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write event files with HParams into OUTPUT/tensorboard (needs "
+        "tensorboardX)",
+    )
+    group = parser.add_argument_group("how it is searched")
+    add = group.add_argument
+    add(
+        "--sampler",
+        default="tpe",
+        help="random, tpe, grid, gp or cmaes (default: %(default)s)",
+    )
+    add("--pruner", help="median or hyperband (default: none)")
+    add("--seed", type=int, help="repeats a search (default: none)")
+    add(
+        "--max-retries",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often the trial of a dead worker is tried again (default: "
+        "%(default)s)",
+    )
+    group = parser.add_argument_group("where it runs")
+    add = group.add_argument
+    add(
+        "--workers",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="processes on this machine (default: %(default)s)",
+    )
+    add(
+        "--storage",
+        metavar="URL",
+        help="database, for example postgresql+psycopg://host/database "
+        "(default: SQLite in the output folder)",
+    )
+    add(
+        "--study-name",
+        metavar="NAME",
+        help="name in the database (default: that of the output folder)",
+    )
+    add(
+        "--heartbeat-interval",
+        type=_count,
+        metavar="SECONDS",
+        help="how often a worker says in the database that it lives "
+        "(default: 30)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="accepted for clarity: a search that exists is always gone on "
+        "with",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

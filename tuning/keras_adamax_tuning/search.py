@@ -1,0 +1,445 @@
+"""`run_search`: create a search or join it, in one process or in several."""
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_tuner
+import optuna
+from keras_tuner.oracles import RandomSearchOracle
+
+from keras_adamax._validation import check_bool, check_integer
+from keras_adamax_tuning import (
+    _identity,
+    _preflight,
+    _signals,
+    _storage,
+    _workers,
+    figures,
+    results,
+)
+from keras_adamax_tuning._data import Data, as_data
+from keras_adamax_tuning._errors import ConsecutiveFailuresError
+from keras_adamax_tuning._progress import Progress
+from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
+from keras_adamax_tuning.optuna_oracle import OptunaOracle
+from keras_adamax_tuning.results import SearchResult
+from keras_adamax_tuning.search_space import AdamaxClippedSpace
+from keras_adamax_tuning.tuner import OptunaTuner
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """All that a worker has to know; goes to other processes."""
+
+    build_model: Callable[[Any], keras.Model]
+    data: Any
+    objective: keras_tuner.Objective
+    space: AdamaxClippedSpace
+    max_trials: int
+    epochs: Any
+    batch_size: Any
+    validation_split: float
+    sampler: Any
+    pruner: Any
+    seed: int | None
+    executions_per_trial: int
+    output: Path
+    storage: Any
+    study_name: str
+    callbacks_factory: Callable[..., Any] | None
+    tensorboard: bool
+    oracle_arguments: dict[str, Any]
+
+
+def run_search(
+    build_model: Callable[[Any], keras.Model],
+    data: Any,
+    *,
+    output: Any,
+    objective: str | keras_tuner.Objective = "val_loss",
+    direction: str | None = None,
+    space: AdamaxClippedSpace | None = None,
+    max_trials: int = 40,
+    epochs: Any = 10,
+    batch_size: Any = None,
+    validation_split: float = 0.2,
+    sampler: Any = "tpe",
+    pruner: Any = None,
+    seed: int | None = None,
+    executions_per_trial: int = 1,
+    max_retries: int = 3,
+    max_consecutive_failures: int | None = None,
+    workers: int = 1,
+    storage: str | None = None,
+    study_name: str | None = None,
+    callbacks_factory: Callable[..., Any] | None = None,
+    tensorboard: bool = False,
+    heartbeat_interval: int | None = None,
+    grace_period: int | None = None,
+    verbose: bool = True,
+) -> SearchResult:
+    """Searches the best `AdamaxClipped` for a model, and loses nothing.
+
+    The same call creates the search in `output`, goes on with it after any
+    crash, and joins it while others work on it: from another process, or,
+    with a `storage` that they all reach, from another machine. It returns
+    when all trials have ended, whoever ran them.
+
+    With `workers` > 1 the processes import `build_model` and the others by
+    their names: they must be functions of a module, and a script needs the
+    usual `if __name__ == "__main__":`.
+
+    In `output` it leaves, beside the record of the trials, `trials.csv`,
+    `best.keras`, `best_optimizer.json` and the folder `figures`.
+
+    Args:
+        build_model: Function that takes KerasTuner's `HyperParameters` and
+            returns a built Keras model, compiled with its loss and metrics.
+        data: `(x, y)`; `((x_train, y_train), (x_val, y_val))`; a dictionary,
+            or the path of a `.npz` file, of x_train, y_train, x_val, y_val
+            (or x_test, y_test), or of x and y; a pair of datasets; or a
+            function that returns one of these.
+        output: Path of the folder of the search, which all workers reach.
+        objective: String or `keras_tuner.Objective`. What to judge by: a
+            metric of `fit`. Defaults to `"val_loss"`.
+        direction: `"min"`, `"max"` or None, which knows Keras's own metrics.
+            Defaults to `None`.
+        space: `AdamaxClippedSpace` or None. What is searched. Defaults to
+            `None`, for `AdamaxClippedSpace()`.
+        max_trials: Integer. How many trials the search has; a larger number
+            goes on with a search that was done. Defaults to `40`.
+        epochs: Integer, or what is searched, as in
+            `AdamaxClippedHyperModel`. Defaults to `10`.
+        batch_size: Integer, what is searched, or None for Keras's 32.
+            Defaults to `None`.
+        validation_split: Float. Which part of `(x, y)` to judge by, chosen at
+            random but always the same. Defaults to `0.2`.
+        sampler: As for `OptunaOracle`. Defaults to `"tpe"`.
+        pruner: As for `OptunaOracle`. Defaults to `None`.
+        seed: Integer or None. Repeats a search. Defaults to `None`.
+        executions_per_trial: Integer. Trainings of each trial, whose scores
+            are averaged. Defaults to `1`.
+        max_retries: Integer. How often the trial of a worker that died is
+            tried again. Defaults to `3`.
+        max_consecutive_failures: Integer or None, as for `OptunaOracle`.
+            Defaults to `None`.
+        workers: Integer. Processes on this machine, which share its cores.
+            Defaults to `1`: this process.
+        storage: String or None. URL of a database. Defaults to `None`: SQLite
+            in `output`.
+        study_name: String or None. Name of the search in the database.
+            Defaults to `None`: the name of the folder `output`.
+        callbacks_factory: Function `f(trial, hp, folder)` that returns the
+            callbacks of a trial, or None for the loggers of `keras_adamax`.
+            Defaults to `None`.
+        tensorboard: Whether to write event files for TensorBoard, with
+            HParams, into the folder `tensorboard` in `output`. Needs
+            tensorboardX. Defaults to `False`.
+        heartbeat_interval: Integer or None, as for `OptunaOracle`. Defaults
+            to `None`.
+        grace_period: Integer or None, as for `OptunaOracle`. Defaults to
+            `None`: four intervals.
+        verbose: Whether to print progress and the table of the best trials.
+            Defaults to `True`.
+
+    Returns:
+        A `SearchResult`.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If an argument is out of range, the data do not fit the
+            model, or `output` holds another search.
+        StorageError: If the database cannot be reached or written.
+        ConsecutiveFailuresError: If too many trials failed in a row; the
+            results so far are written.
+        WorkersDiedError: If all of several workers died.
+        KeyboardInterrupt: On Ctrl-C and SIGTERM, after what is running went
+            back into the search.
+
+    Example:
+        >>> from keras_adamax_tuning import run_search
+        >>> result = run_search(
+        ...     build_model, (x, y), max_trials=40, output="runs/search1"
+        ... )
+        >>> optimizer = result.load_best_optimizer()
+    """
+    workers = check_integer("workers", workers, minimum=1)
+    max_trials = check_integer("max_trials", max_trials, minimum=1)
+    check_integer("executions_per_trial", executions_per_trial, minimum=1)
+    if isinstance(epochs, int):
+        check_integer("epochs", epochs, minimum=1)
+    if storage is not None and not isinstance(storage, str):
+        raise TypeError(
+            "`storage` must be the URL of a database or None. Received: "
+            f"storage={storage!r} (of type {type(storage).__name__})."
+        )
+    if heartbeat_interval is not None and grace_period is None:
+        grace_period = 4 * check_integer(
+            "heartbeat_interval", heartbeat_interval, minimum=1
+        )
+    folder = Path(output).resolve()
+    given = {
+        "max_retries": max_retries,
+        "max_consecutive_failures": max_consecutive_failures,
+        "heartbeat_interval": heartbeat_interval,
+        "grace_period": grace_period,
+    }
+    settings = _Settings(
+        build_model=build_model,
+        data=data,
+        objective=_objective(objective, direction),
+        space=AdamaxClippedSpace() if space is None else space,
+        max_trials=max_trials,
+        epochs=epochs,
+        batch_size=batch_size,
+        validation_split=validation_split,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        executions_per_trial=executions_per_trial,
+        output=folder,
+        storage=storage or _storage.sqlite_url(folder / "study.db"),
+        study_name=study_name or folder.name,
+        callbacks_factory=callbacks_factory,
+        tensorboard=check_bool("tensorboard", tensorboard),
+        oracle_arguments={k: v for k, v in given.items() if v is not None},
+    )
+    with _signals.handled():
+        try:
+            if workers == 1:
+                tuner = _work(settings, verbose)
+            else:
+                _work_in_processes(settings, workers, verbose)
+                tuner = _make_tuner(settings)
+        except ConsecutiveFailuresError:
+            # The reasons are in the results.
+            _finish(settings, _make_tuner(settings), verbose)
+            raise
+        return _finish(settings, tuner, verbose)
+
+
+def _objective(
+    objective: str | keras_tuner.Objective, direction: str | None
+) -> keras_tuner.Objective:
+    if direction is not None:
+        if direction not in ("min", "max") or not isinstance(objective, str):
+            raise ValueError(
+                '`direction` must be "min", "max" or None, and None if the '
+                "objective is a keras_tuner.Objective. Received: "
+                f"direction={direction!r}, objective={objective!r}."
+            )
+        return keras_tuner.Objective(objective, direction)
+    try:
+        # KerasTuner's public way to its knowledge of metrics.
+        found = RandomSearchOracle(objective=objective).objective
+    except ValueError as error:
+        raise ValueError(
+            f"`direction` must be given for the objective {objective!r}, "
+            'which is none of Keras\'s own metrics: "min" or "max".'
+        ) from error
+    if not isinstance(found, keras_tuner.Objective) or hasattr(
+        found, "objectives"
+    ):
+        raise TypeError(
+            "`objective` must be the name of one metric, or one "
+            f"keras_tuner.Objective. Received: objective={objective!r}."
+        )
+    return found
+
+
+def _identify(settings: _Settings, data: Data) -> dict[str, Any]:
+    def name(value: Any) -> Any:
+        plain = value is None or isinstance(value, (str, int))
+        return value if plain else type(value).__name__
+
+    return {
+        "build_model": _identity.name_of(settings.build_model),
+        "data": data.fingerprint(),
+        "objective": [settings.objective.name, settings.objective.direction],
+        "space": keras.saving.serialize_keras_object(settings.space),
+        "epochs": keras.saving.serialize_keras_object(settings.epochs),
+        "batch_size": keras.saving.serialize_keras_object(settings.batch_size),
+        "executions_per_trial": settings.executions_per_trial,
+        "sampler": name(settings.sampler),
+        "pruner": name(settings.pruner),
+        "seed": settings.seed,
+    }
+
+
+class _Worker(OptunaTuner):
+    """A tuner that looks where it writes, and says when a trial ended."""
+
+    settings: _Settings
+    token: str
+    progress: Progress | None = None
+
+    def pre_create_trial(self) -> None:
+        """As in KerasTuner; stops here if a signal has come."""
+        _signals.check()
+        super().pre_create_trial()
+
+    def on_trial_begin(self, trial: Any) -> None:
+        """As in KerasTuner; sees to the output folder first."""
+        _identity.check_token(
+            self.oracle.study, self.token, self.settings.output
+        )
+        super().on_trial_begin(trial)
+
+    def on_trial_end(self, trial: Any) -> None:
+        """As in KerasTuner; shows the progress afterwards."""
+        super().on_trial_end(trial)
+        if self.progress is not None:
+            self.progress.update(self.oracle.logical_trials())
+
+
+def _make_oracle(settings: _Settings) -> OptunaOracle:
+    return OptunaOracle(
+        objective=settings.objective,
+        max_trials=settings.max_trials,
+        storage=settings.storage,
+        study_name=settings.study_name,
+        sampler=settings.sampler,
+        pruner=settings.pruner,
+        seed=settings.seed,
+        **settings.oracle_arguments,
+    )
+
+
+def _make_hypermodel(settings: _Settings) -> AdamaxClippedHyperModel:
+    # A fixed number goes to `search`, where pruners see it.
+    epochs = settings.epochs
+    return AdamaxClippedHyperModel(
+        settings.build_model,
+        settings.space,
+        batch_size=settings.batch_size,
+        epochs=None if isinstance(epochs, int) else epochs,
+    )
+
+
+def _make_tuner(settings: _Settings) -> _Worker:
+    tuner = _Worker(
+        _make_hypermodel(settings),
+        oracle=_make_oracle(settings),
+        directory=str(settings.output),
+        project_name=_identity.TRIALS,
+        callbacks_factory=settings.callbacks_factory,
+        executions_per_trial=settings.executions_per_trial,
+        tensorboard_dir=(
+            settings.output / "tensorboard" if settings.tensorboard else None
+        ),
+    )
+    tuner.settings = settings
+    return tuner
+
+
+def _work(settings: _Settings, verbose: bool = False) -> _Worker:
+    """Runs trials in this process until none is left."""
+    hypermodel = _make_hypermodel(settings)
+    _make_oracle(settings)  # checks its arguments
+    data = as_data(settings.data, settings.validation_split)
+    _preflight.check_model_takes_data(
+        hypermodel,
+        data,
+        None if settings.callbacks_factory else settings.objective.name,
+    )
+    token = _identity.join_folder(settings.output, _identify(settings, data))
+    tuner = _make_tuner(settings)
+    tuner.token = token
+    _identity.check_token(tuner.oracle.study, token, settings.output)
+    tuner.oracle.begin_search()
+    if verbose:
+        tuner.progress = Progress(
+            settings.max_trials, settings.objective.direction
+        )
+        tuner.progress.update(tuner.oracle.logical_trials())
+    arguments: dict[str, Any] = {"validation_data": data.validation_data}
+    if data.y is not None:
+        arguments["y"] = data.y
+    if isinstance(settings.epochs, int):
+        arguments["epochs"] = settings.epochs
+    try:
+        with _signals.deferred():
+            tuner.search(
+                data.x,
+                **arguments,
+                callbacks=[_signals.StopCheck()],
+                verbose=0,
+            )
+    finally:
+        if tuner.progress is not None:
+            tuner.progress.close()
+    return tuner
+
+
+def _work_in_processes(
+    settings: _Settings, workers: int, verbose: bool
+) -> None:
+    _make_hypermodel(settings)  # checks its arguments
+    oracle = _make_oracle(settings)
+    data = as_data(settings.data, settings.validation_split)
+    _identity.join_folder(settings.output, _identify(settings, data))
+    del data  # the workers load their own
+    progress = Progress(
+        settings.max_trials, settings.objective.direction, workers
+    )
+
+    def look() -> None:
+        if verbose:
+            progress.update(oracle.logical_trials())
+
+    look()
+    try:
+        _workers.run_workers(_run_worker, settings, workers, look, progress.say)
+    finally:
+        progress.close()
+
+
+def _run_worker(settings: _Settings) -> None:
+    """What a process of its own does; the parent prints."""
+    quiet_optuna()
+    _work(settings)
+
+
+def quiet_optuna() -> None:
+    """Turns off, for this process, what Optuna says beside our progress."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
+    """Writes the results."""
+    output = settings.output
+    objective = settings.objective
+    trials = tuple(tuner.oracle.logical_trials())
+    result = SearchResult(output, objective.name, objective.direction, trials)
+    results.write_trials(trials, output / "trials.csv")
+    if result.best_trial is not None:
+        (best,) = tuner.get_best_hyperparameters()
+        results.write_best_optimizer(
+            settings.space.build_optimizer(best),
+            output / "best_optimizer.json",
+        )
+        (model,) = tuner.get_best_models()
+        results.write_best_model(model, output / "best.keras")
+    said = ""
+    try:
+        figures.save_figures(
+            trials,
+            tuner.oracle.hyperparameters.space,
+            objective.name,
+            objective.direction,
+            output / "figures",
+        )
+    except ImportError as error:
+        said = f"No figures: {error}"
+    if verbose:
+        print(result.describe())
+        if said:
+            print(said, file=sys.stderr)
+        print(f"Results are in {output}")
+    return result

@@ -1,0 +1,449 @@
+"""OptunaTuner: a KerasTuner tuner that loses nothing."""
+
+import json
+import math
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_tuner
+from keras_tuner import errors as keras_tuner_errors
+from keras_tuner.engine import trial as keras_tuner_trial
+
+from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
+from keras_adamax._validation import check_integer
+from keras_adamax_tuning import _execution, _results
+from keras_adamax_tuning._errors import (
+    ConsecutiveFailuresError,
+    SearchMismatchError,
+    StorageError,
+)
+from keras_adamax_tuning._trial_events import TrialEvents
+from keras_adamax_tuning.optuna_oracle import (
+    PRUNED,
+    AttemptLost,
+    OptunaOracle,
+    TrialStatus,
+)
+
+CallbacksFactory = Callable[
+    [keras_tuner_trial.Trial, keras_tuner.HyperParameters, Path],
+    Sequence[keras.callbacks.Callback],
+]
+
+# What is neither the trial's fault nor cured by another trial.
+_NOT_THE_TRIALS_FAULT = (
+    StorageError,
+    SearchMismatchError,
+    ConsecutiveFailuresError,
+    keras_tuner_errors.FatalError,
+)
+
+
+class OptunaTuner(keras_tuner.Tuner):
+    """Runs the trials that an `OptunaOracle` proposes.
+
+    Use it as any tuner of KerasTuner: `search` takes what `fit` takes, and
+    `get_best_models` and its siblings give the best so far, from any process
+    that has the same oracle arguments and reaches the same folder.
+
+    Each attempt at a trial has a folder of its own, `trial_folder(trial_id)`:
+    the weights of the best epoch with the optimizer's state
+    (`checkpoint.weights.h5`), the logs of each epoch (`history.csv`), and what
+    the callbacks write. The weights are those that the recorded score was
+    measured with; with several executions, whose mean is the score, they are
+    the best execution's, and the trial's `checkpoint` says which.
+
+    A trial whose objective becomes NaN or infinite fails in that epoch. An
+    exception in `build` or `fit` fails its trial, and the search goes on.
+    Ctrl-C puts the running attempt back, and the same search continues with
+    it when it is started again.
+
+    Args:
+        hypermodel: A `keras_tuner.HyperModel`, or a function of `hp` that
+            returns a compiled model.
+        oracle: An `OptunaOracle`.
+        directory: Folder for everything that is written. Defaults to `None`,
+            the current one.
+        project_name: Name of the folder in `directory`. Defaults to `None`,
+            which is KerasTuner's `"untitled_project"`.
+        callbacks_factory: Called for each execution as
+            `f(trial, hp, folder)`; returns callbacks of that execution's own.
+            `None` is a `WeightDeltaLogger` and, where the optimizer is an
+            `AdamaxClipped`, a `ClipRateLogger`, which write `weights.csv`
+            there. Defaults to `None`.
+        executions_per_trial: How often each trial is trained, >= 1. Defaults
+            to `1`.
+        tensorboard_dir: Folder, in which each training gets event files for
+            TensorBoard: its logs, and its row in HParams. Needs tensorboardX.
+            Defaults to `None`.
+        **kwargs: What else `keras_tuner.Tuner` takes: `max_model_size`,
+            `optimizer`, `loss`, `metrics`, `distribution_strategy`,
+            `tuner_id`.
+
+    Raises:
+        TypeError: If the oracle is no `OptunaOracle`.
+        ValueError: If `overwrite=True` is asked for.
+
+    Example:
+        >>> import keras, numpy as np, tempfile
+        >>> from keras_adamax_tuning import OptunaOracle, OptunaTuner
+        >>> def build_model(hp):
+        ...     model = keras.Sequential(
+        ...         [keras.Input((2,)), keras.layers.Dense(1)]
+        ...     )
+        ...     model.compile(
+        ...         keras.optimizers.SGD(hp.Float("rate", 0.01, 0.1)), "mse"
+        ...     )
+        ...     return model
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> tuner = OptunaTuner(
+        ...     build_model,
+        ...     oracle=OptunaOracle("loss", max_trials=2, seed=0),
+        ...     directory=folder.name,
+        ...     project_name="trials",
+        ... )
+        >>> tuner.search(np.ones((8, 2)), np.ones((8, 1)), verbose=0)
+        >>> [t.state for t in tuner.oracle.logical_trials()]
+        ['completed', 'completed']
+    """
+
+    def __init__(
+        self,
+        hypermodel: Any,
+        oracle: OptunaOracle,
+        directory: str | os.PathLike | None = None,
+        project_name: str | None = None,
+        callbacks_factory: CallbacksFactory | None = None,
+        executions_per_trial: int = 1,
+        tensorboard_dir: str | os.PathLike | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(oracle, OptunaOracle):
+            raise TypeError(
+                "`oracle` must be an OptunaOracle. Received: "
+                f"oracle={oracle!r} (of type {type(oracle).__name__}). Other "
+                "oracles work with KerasTuner's own tuners."
+            )
+        if kwargs.pop("overwrite", False):
+            raise ValueError(
+                "`overwrite` must be False, because other workers may be in "
+                "the same search. Received: overwrite=True. Choose another "
+                "folder, or another `study_name` of the oracle."
+            )
+        if callbacks_factory is not None and not callable(callbacks_factory):
+            raise TypeError(
+                "`callbacks_factory` must be a function of (trial, hp, "
+                "folder), or None. Received: callbacks_factory="
+                f"{callbacks_factory!r} (of type "
+                f"{type(callbacks_factory).__name__})."
+            )
+        executions_per_trial = check_integer(
+            "executions_per_trial", executions_per_trial, minimum=1
+        )
+        self.callbacks_factory = callbacks_factory
+        self.tensorboard_dir = None
+        if tensorboard_dir is not None:
+            self.tensorboard_dir = Path(tensorboard_dir)
+            # Tells now if tensorboardX is missing.
+            TrialEvents(self.tensorboard_dir, {}, oracle.objective.name)
+        super().__init__(
+            oracle=oracle,
+            hypermodel=hypermodel,
+            directory=None if directory is None else os.fspath(directory),
+            project_name=project_name,
+            executions_per_trial=executions_per_trial,
+            **kwargs,
+        )
+
+    def search(self, *args: Any, **kwargs: Any) -> None:
+        """Runs trials until `max_trials` are done, here or elsewhere.
+
+        Args:
+            *args: Positional arguments of `fit`.
+            **kwargs: Keyword arguments of `fit`. `callbacks` are copied for
+                each execution, as in KerasTuner; `verbose=0` prints nothing.
+
+        Raises:
+            SearchMismatchError: If the study was made with another space or
+                another objective.
+            StorageError: If the database cannot be used.
+            ConsecutiveFailuresError: If too many trials failed in a row.
+            KeyboardInterrupt: After Ctrl-C; the same search can be started
+                again.
+        """
+        if "verbose" in kwargs:
+            self.oracle.verbose = kwargs["verbose"]
+        self.oracle.begin_search()
+        self.on_search_begin()
+        while True:
+            self.pre_create_trial()
+            trial = self.oracle.create_trial(self.tuner_id)
+            if trial.status == TrialStatus.STOPPED:
+                break
+            if trial.status == TrialStatus.IDLE:
+                continue
+            try:
+                with self.oracle.heartbeat(trial.trial_id):
+                    self.on_trial_begin(trial)
+                    self._run_attempt(trial, *args, **kwargs)
+            except AttemptLost:
+                self.oracle.abandon(trial.trial_id)
+                continue
+            except StorageError:
+                self.oracle.abandon(trial.trial_id)
+                raise
+            except BaseException:
+                self.oracle.put_back(trial.trial_id)
+                raise
+            self.on_trial_end(trial)
+        self.on_search_end()
+
+    def _run_attempt(
+        self, trial: keras_tuner_trial.Trial, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            results = self.run_trial(trial, *args, **kwargs)
+            self.oracle.update_trial(
+                trial.trial_id,
+                _results.to_metrics(results, self.oracle.objective),
+                step=self.oracle.result_so_far(trial.trial_id).get(
+                    "best_epoch", 0
+                ),
+            )
+            trial.status = TrialStatus.COMPLETED
+        except _execution.PruneTrial:
+            trial.status = PRUNED
+        except (AttemptLost, *_NOT_THE_TRIALS_FAULT):
+            raise
+        except Exception as error:
+            trial.status = TrialStatus.FAILED
+            if isinstance(error, _execution.NonFiniteObjectiveError):
+                self.oracle.record_result(
+                    trial.trial_id, reason=str(error), epoch=error.epoch
+                )
+                return
+            trial.message = traceback.format_exc()
+            message = " ".join(str(error).split())
+            self.oracle.record_result(
+                trial.trial_id,
+                reason=f"{type(error).__name__}: {message}".rstrip(": "),
+            )
+
+    def run_trial(
+        self, trial: keras_tuner_trial.Trial, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Builds, trains and saves the model of a trial.
+
+        A subclass may override it, as in KerasTuner, to search anything.
+
+        Args:
+            trial: The trial.
+            *args: Positional arguments of `search`.
+            **kwargs: Keyword arguments of `search`.
+
+        Returns:
+            A dictionary of metrics, with the objective.
+        """
+        folder = self.trial_folder(trial.trial_id)
+        # Of another study that once was here; an attempt's name is its own.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        history = _execution.HistoryFile(folder / _execution.HISTORY)
+        checkpoint: dict[str, Any] | None = None
+        scores, logs = [], []
+        for execution in range(self.executions_per_trial):
+            weights = folder / f".execution_{execution}.weights.h5"
+            recorder, score = self._execute(
+                trial, execution, weights, history, args, kwargs
+            )
+            scores.append(score)
+            logs.append(recorder.last_logs)
+            if checkpoint is None or self.oracle.objective.better_than(
+                score, checkpoint["score"]
+            ):
+                os.replace(weights, folder / _execution.CHECKPOINT)
+                checkpoint = {
+                    "execution": execution,
+                    "epoch": recorder.best_epoch,
+                    "score": score,
+                }
+            else:
+                weights.unlink()
+            self._record_progress(trial, scores, logs, checkpoint)
+        return {
+            **_results.mean(logs),
+            self.oracle.objective.name: math.fsum(scores) / len(scores),
+        }
+
+    def _record_progress(
+        self,
+        trial: keras_tuner_trial.Trial,
+        scores: Sequence[float],
+        logs: Sequence[Mapping[str, float]],
+        checkpoint: Mapping[str, Any],
+    ) -> None:
+        self.oracle.record_result(
+            trial.trial_id,
+            score=math.fsum(scores) / len(scores),
+            best_epoch=checkpoint["epoch"],
+            checkpoint=dict(checkpoint),
+            metrics=_results.mean(logs),
+        )
+
+    def _execute(
+        self,
+        trial: keras_tuner_trial.Trial,
+        execution: int,
+        weights: Path,
+        history: _execution.HistoryFile,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[_execution.ExecutionRecorder, float]:
+        objective = self.oracle.objective
+        keras.utils.set_random_seed(
+            self.oracle.seed_of(trial.trial_id, execution)
+        )
+        hp = trial.hyperparameters
+        model = self._try_build(hp)
+        folder = weights.parent
+        if self.executions_per_trial > 1:
+            folder = folder / f"execution_{execution}"
+            folder.mkdir()
+        report = None
+        if execution == 0:  # pruners compare one training with another
+            report = self._reporter(trial)
+        recorder = _execution.ExecutionRecorder(
+            objective, weights, history, execution, report
+        )
+        copied = self._deepcopy_callbacks(list(kwargs.get("callbacks") or ()))
+        self._configure_tensorboard_dir(copied, trial, execution)
+        own = self._own_callbacks(trial, model, folder)
+        fit_kwargs = {**kwargs, "callbacks": [*own, *copied, recorder]}
+        try:
+            results = self.hypermodel.fit(hp, model, *args, **fit_kwargs)
+        except _execution.PruneTrial:
+            self._keep_pruned(trial, recorder, weights)
+            raise
+        _execution.save_build_config(weights.parent, model)
+        if (
+            isinstance(results, keras.callbacks.History)
+            and recorder.best_score is not None
+        ):
+            return recorder, recorder.best_score
+        # The objective was computed after training: it is of these weights.
+        metrics = _results.to_metrics(results, objective)
+        recorder.last_logs = {**recorder.last_logs, **metrics}
+        score = metrics[objective.name]
+        if not math.isfinite(score):
+            raise _execution.NonFiniteObjectiveError(
+                objective.name, score, len(recorder.epochs) - 1
+            )
+        _execution.save_weights(weights, model)
+        recorder.best_epoch = max(len(recorder.epochs) - 1, 0)
+        return recorder, score
+
+    def _reporter(
+        self, trial: keras_tuner_trial.Trial
+    ) -> Callable[[float, int], bool]:
+        def report(value: float, step: int) -> bool:
+            return self.oracle.report(trial.trial_id, value, step)
+
+        return report
+
+    def _keep_pruned(
+        self,
+        trial: keras_tuner_trial.Trial,
+        recorder: _execution.ExecutionRecorder,
+        weights: Path,
+    ) -> None:
+        assert recorder.best_score is not None
+        os.replace(weights, weights.with_name(_execution.CHECKPOINT))
+        checkpoint = {
+            "execution": 0,
+            "epoch": recorder.best_epoch,
+            "score": recorder.best_score,
+        }
+        self._record_progress(
+            trial, [recorder.best_score], [recorder.last_logs], checkpoint
+        )
+
+    def _own_callbacks(
+        self, trial: keras_tuner_trial.Trial, model: keras.Model, folder: Path
+    ) -> list[keras.callbacks.Callback]:
+        if self.callbacks_factory is not None:
+            callbacks = list(
+                self.callbacks_factory(trial, trial.hyperparameters, folder)
+            )
+        else:
+            filename = folder / "weights.csv"
+            callbacks = [WeightDeltaLogger(filename=filename)]
+            if _counts_clipping(model.optimizer):
+                callbacks.insert(0, ClipRateLogger(filename=filename))
+        if self.tensorboard_dir is not None:
+            trials = self.trial_folder(trial.trial_id).parent
+            callbacks.append(
+                TrialEvents(
+                    self.tensorboard_dir / folder.relative_to(trials),
+                    trial.hyperparameters.values,
+                    self.oracle.objective.name,
+                )
+            )
+        return callbacks
+
+    def load_model(self, trial: keras_tuner_trial.Trial) -> keras.Model:
+        """The model of a trial, with its weights and its optimizer's state.
+
+        Args:
+            trial: A completed trial, such as `oracle.get_best_trials` gives.
+
+        Returns:
+            A compiled model.
+        """
+        folder = self.trial_folder(trial.trial_id)
+        model = self._try_build(trial.hyperparameters)
+        if not model.built:
+            text = (folder / _execution.BUILD_CONFIG).read_text()
+            model.build_from_config(json.loads(text))
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is not None and not optimizer.built:
+            # Keras leaves the state out of an optimizer that is not built.
+            optimizer.build(model.trainable_variables)
+        model.load_weights(folder / _execution.CHECKPOINT)
+        return model
+
+    def trial_folder(self, trial_id: str) -> Path:
+        """The folder of an attempt.
+
+        Args:
+            trial_id: Name of the attempt, such as a `LogicalTrial` has.
+
+        Returns:
+            Its path; it need not exist on this machine.
+        """
+        return Path(self.directory) / self.project_name / f"trial_{trial_id}"
+
+    def on_trial_end(self, trial: keras_tuner_trial.Trial) -> None:
+        """Publishes the trial's result."""
+        self.oracle.end_trial(trial)
+
+    # KerasTuner's own record, which a kill can leave half written: not kept.
+
+    def save(self) -> None:
+        """Does nothing: the study is saved with each transaction."""
+
+    def reload(self) -> None:
+        """Does nothing: the study is read when something is asked of it."""
+
+
+def _counts_clipping(optimizer: Any) -> bool:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return _counts_clipping(optimizer.inner_optimizer)
+    inner = getattr(optimizer, "optimizers", None)
+    if inner is not None:
+        return any(_counts_clipping(one) for one in inner)
+    return isinstance(optimizer, AdamaxClipped) and optimizer.track_clip_rate
