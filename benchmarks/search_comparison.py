@@ -40,13 +40,14 @@ import keras  # noqa: E402
 import keras_tuner  # noqa: E402
 import quickstart  # noqa: E402
 from _machine import describe_machine  # noqa: E402
+from sklearn.model_selection import train_test_split  # noqa: E402
+
 from keras_adamax_tuning import (  # noqa: E402
     AdamaxClippedHyperModel,
     AdamaxClippedSpace,
     OptunaOracle,
     OptunaTuner,
 )
-from sklearn.model_selection import train_test_split  # noqa: E402
 
 WEIGHT_DECAYS = [0.0, 1e-5, 1e-4, 1e-3, 1e-2]
 

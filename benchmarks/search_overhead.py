@@ -29,6 +29,7 @@ import keras_tuner
 import numpy as np
 import optuna
 from _machine import describe_machine
+
 from keras_adamax_tuning import OptunaOracle, OptunaTuner, _execution
 
 LIMIT = 1.5

@@ -67,10 +67,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from keras_adamax_tuning import AdamaxClippedSpace, run_search  # noqa: E402
 
 # Registers the optimizer with Keras; needed to load the best model, too.
 import keras_adamax  # noqa: E402, F401
+from keras_adamax_tuning import AdamaxClippedSpace, run_search  # noqa: E402
 
 # What is not named here is searched in its standard range.
 SPACE = AdamaxClippedSpace(

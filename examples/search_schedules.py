@@ -50,6 +50,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+
 from keras_adamax_tuning import AdamaxClippedSpace, run_search  # noqa: E402
 
 SAMPLES, LENGTH, BATCH_SIZE = 800, 10, 32

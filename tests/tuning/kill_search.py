@@ -31,9 +31,9 @@ warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import optuna  # noqa: E402
-from keras_adamax_tuning import OptunaOracle, OptunaTuner  # noqa: E402
 
 from keras_adamax import AdamaxClipped  # noqa: E402
+from keras_adamax_tuning import OptunaOracle, OptunaTuner  # noqa: E402
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

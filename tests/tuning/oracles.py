@@ -3,6 +3,7 @@
 import math
 
 import keras_tuner
+
 from keras_adamax_tuning import OptunaOracle
 
 

@@ -6,6 +6,7 @@ import time
 
 import keras
 import numpy as np
+
 from keras_adamax_tuning import AdamaxClippedSpace
 
 SPACE = AdamaxClippedSpace(

@@ -4,6 +4,7 @@ import datetime
 
 import keras_tuner
 import numpy as np
+
 from keras_adamax_tuning.logical_trial import LogicalTrial
 
 BEGIN = datetime.datetime(2024, 1, 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from keras_adamax_tuning import cli
 
+from keras_adamax_tuning import cli
 from tests.tuning import searched
 
 ROOT = Path(__file__).parent.parent.parent

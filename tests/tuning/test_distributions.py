@@ -5,7 +5,6 @@ import keras_tuner
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keras_adamax_tuning import _distributions
 from keras_tuner.engine import hyperparameters as kinds
 from optuna.distributions import (
     CategoricalDistribution,
@@ -14,6 +13,8 @@ from optuna.distributions import (
     json_to_distribution,
 )
 from optuna.samplers import RandomSampler
+
+from keras_adamax_tuning import _distributions
 
 names = st.text("abc_ ", min_size=1, max_size=6)
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)

@@ -7,11 +7,12 @@ import pkgutil
 import sys
 from pathlib import Path
 
-import keras_adamax_tuning
 import keras_tuner
 import numpy as np
 import optuna
 import pytest
+
+import keras_adamax_tuning
 
 MODELS = """
 import keras

@@ -2,11 +2,11 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+
 from keras_adamax_tuning import figures
 from keras_adamax_tuning._axes import Axis, axes_of, linear_ticks, log_ticks
 from keras_adamax_tuning._importance import importances
-from matplotlib.figure import Figure
-
 from tests.tuning.synthetic import make_search, make_trial
 
 CASES = {

@@ -5,11 +5,11 @@ import keras_tuner
 import numpy as np
 import pytest
 from keras.optimizers import LossScaleOptimizer
-from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
-from keras_adamax_tuning.search_space import AdamaxClippedSpace
 from keras_tuner.errors import FatalTypeError, FatalValueError
 
 import keras_adamax
+from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
+from keras_adamax_tuning.search_space import AdamaxClippedSpace
 
 X = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)

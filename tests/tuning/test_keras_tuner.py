@@ -9,6 +9,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
+
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
 

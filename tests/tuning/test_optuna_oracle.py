@@ -7,6 +7,8 @@ import keras
 import keras_tuner
 import optuna
 import pytest
+from optuna.trial import TrialState
+
 from keras_adamax_tuning import (
     ConsecutiveFailuresError,
     OptunaOracle,
@@ -15,7 +17,6 @@ from keras_adamax_tuning import (
     _heartbeat,
 )
 from keras_adamax_tuning.optuna_oracle import AttemptLost
-from optuna.trial import TrialState
 
 from .oracles import (
     finish,

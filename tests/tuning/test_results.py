@@ -4,10 +4,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from keras_adamax_tuning import results
-from keras_adamax_tuning._progress import Progress, best_of, duration
 
 from keras_adamax import AdamaxClipped
+from keras_adamax_tuning import results
+from keras_adamax_tuning._progress import Progress, best_of, duration
 from tests.tuning.synthetic import make_search, make_trial
 
 

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import optuna
 import pytest
+
+from keras_adamax import AdamaxClipped
 from keras_adamax_tuning import StorageError, _identity, run_search
 from keras_adamax_tuning._data import as_data, load_npz
 from keras_adamax_tuning.results import write_trials
-
-from keras_adamax import AdamaxClipped
 from tests.tuning import searched
 
 ARGUMENTS = {

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras.optimizers import schedules
-from keras_adamax_tuning.optuna_oracle import OptunaOracle
-from keras_adamax_tuning.search_space import AdamaxClippedSpace, Range
 from keras_tuner.engine import hyperparameters as kt_hyperparameters
 
 import keras_adamax
+from keras_adamax_tuning.optuna_oracle import OptunaOracle
+from keras_adamax_tuning.search_space import AdamaxClippedSpace, Range
 
 FAST = settings(max_examples=100, deadline=None, derandomize=True)
 LEARNING_RATE_KINDS = [

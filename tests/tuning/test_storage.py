@@ -8,9 +8,10 @@ import time
 import optuna
 import pytest
 import sqlalchemy
-from keras_adamax_tuning import StorageError, _heartbeat, _storage
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+
+from keras_adamax_tuning import StorageError, _heartbeat, _storage
 
 from .oracles import make_oracle, run
 

@@ -6,9 +6,9 @@ import urllib.request
 import keras
 import numpy as np
 import pytest
-from keras_adamax_tuning import OptunaOracle, OptunaTuner
 
 from keras_adamax import AdamaxClipped
+from keras_adamax_tuning import OptunaOracle, OptunaTuner
 from tests.tensorboard_server import Server
 
 

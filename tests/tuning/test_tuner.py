@@ -9,6 +9,8 @@ import keras_tuner
 import numpy as np
 import optuna
 import pytest
+
+from keras_adamax import AdamaxClipped
 from keras_adamax_tuning import (
     AdamaxClippedHyperModel,
     AdamaxClippedSpace,
@@ -19,8 +21,6 @@ from keras_adamax_tuning import (
     StorageError,
     _files,
 )
-
-from keras_adamax import AdamaxClipped
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 3)).astype("float32")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import keras
 import pytest
-from keras_adamax_tuning import OptunaOracle, run_search
 
+from keras_adamax_tuning import OptunaOracle, run_search
 from tests.tuning import searched
 
 ROOT = Path(__file__).parent.parent.parent

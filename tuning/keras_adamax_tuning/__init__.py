@@ -21,7 +21,7 @@ if TYPE_CHECKING or "keras" in sys.modules:
     from keras_adamax_tuning.logical_trial import LogicalTrial
     from keras_adamax_tuning.optuna_oracle import OptunaOracle
     from keras_adamax_tuning.search import run_search
-    from keras_adamax_tuning.search_space import AdamaxClippedSpace
+    from keras_adamax_tuning.search_space import AdamaxClippedSpace, Range
     from keras_adamax_tuning.tuner import OptunaTuner
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "LogicalTrial",
     "OptunaOracle",
     "OptunaTuner",
+    "Range",
     "SearchMismatchError",
     "StorageError",
     "run_search",
@@ -43,6 +44,7 @@ _MODULES = {
     "LogicalTrial": "logical_trial",
     "OptunaOracle": "optuna_oracle",
     "OptunaTuner": "tuner",
+    "Range": "search_space",
     "SearchMismatchError": "_errors",
     "StorageError": "_errors",
     "run_search": "search",
