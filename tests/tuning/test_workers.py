@@ -133,10 +133,9 @@ def assert_complete(output):
     return rows
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The same search by one process: its trials by number."""
-    result = run_search(
+def search_here(output, **changes):
+    """The same search as the command's, in this process."""
+    return run_search(
         searched.build_model,
         searched.load_data,
         space=searched.SPACE,
@@ -145,10 +144,16 @@ def alone(tmp_path_factory):
         sampler="random",
         seed=0,
         callbacks_factory=searched.trace,
-        output=tmp_path_factory.mktemp("alone") / "out",
+        output=output,
         verbose=False,
+        **changes,
     )
-    return result.trials
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The trials of the search where nothing happens."""
+    return search_here(tmp_path_factory.mktemp("alone") / "out").trials
 
 
 def assert_same_trials(rows, alone):
@@ -202,8 +207,7 @@ def test_interrupted_workers_stop_and_the_command_goes_on(tmp_path, alone):
     ]
     assert shlex.split(line)[1:] == command(search.output)[3:]
 
-    with Search(search.output, "--resume", hold=False, workers=1) as search:
-        assert search.finish() == 0, search.printed()
+    search_here(search.output)
     rows = assert_complete(search.output)
     assert_same_trials(rows, alone)
     # Both that ran went back.
@@ -221,8 +225,7 @@ def test_workers_stop_when_their_parent_is_killed_and_can_be_joined(
         search.release()
         search.wait_until(lambda: not search.workers())
         assert "Traceback" not in search.printed()
-    with Search(tmp_path / "out", hold=False, workers=1) as search:
-        assert search.finish() == 0, search.printed()
+    search_here(search.output)
     assert_same_trials(assert_complete(search.output), alone)
 
 
@@ -287,11 +290,5 @@ def test_two_commands_share_a_search_on_postgresql(
     # Another folder of the same name would get weights that nobody finds.
     elsewhere = tmp_path / "elsewhere" / "out"
     elsewhere.parent.mkdir()
-    with Search(elsewhere, storage, workers=1, hold=False) as stranger:
-        assert stranger.finish() == 2
-    (error,) = [
-        line
-        for line in stranger.printed().splitlines()
-        if line.startswith("keras-adamax-tune: error: ")
-    ]
-    assert "must reach the same folder" in error
+    with pytest.raises(ValueError, match="must reach the same folder"):
+        search_here(elsewhere, storage=postgresql_url)
