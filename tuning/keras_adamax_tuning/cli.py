@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if all trials failed, 130 if it was interrupted.
 
     Example:
-        >>> main(["models:build_model", "--data=digits.npz", "--output=runs"])
-        0
+        >>> main(["models:build_model", "--output=runs"])
+        2
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

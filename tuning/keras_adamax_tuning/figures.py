@@ -167,7 +167,11 @@ def save_figures(
         OSError: If the folder cannot be written.
 
     Example:
-        >>> save_figures(trials, space, "val_loss", "min", Path("figures"))
+        >>> paths = save_figures(
+        ...     trials, space, "val_loss", "min", Path("figures")
+        ... )
+        >>> paths[0].name
+        'scores.png'
     """
     space = list(hyperparameters)
     draw: dict[str, Callable[[], Figure]] = {

@@ -40,10 +40,11 @@ class SearchResult:
         trials: All `LogicalTrial`s, by number.
 
     Example:
-        >>> result = run_search(build_model, data, output="runs/search1")
-        >>> result.best_trial.score
-        0.0967
-        >>> model = result.load_best_model()
+        >>> result = SearchResult(
+        ...     Path("runs/search1"), "val_loss", "min", tuple(trials)
+        ... )
+        >>> result.best_trial.state
+        'completed'
     """
 
     output: Path
@@ -97,10 +98,9 @@ def table(
         A string of several lines.
 
     Example:
-        >>> print(table(oracle.logical_trials(), "val_loss", "min"))
-        trial                 3      0
-        val_loss         0.0967  0.124
-        learning_rate   0.00213  0.001
+        >>> lines = table(trials, "val_loss", "min").splitlines()
+        >>> [line.split()[0] for line in lines[:2]]
+        ['trial', 'val_loss']
     """
     remaining, shown = list(trials), []
     while len(shown) < count and (best := best_of(remaining, direction)):

@@ -164,7 +164,8 @@ def run_search(
     Example:
         >>> from keras_adamax_tuning import run_search
         >>> result = run_search(
-        ...     build_model, (x, y), max_trials=40, output="runs/search1"
+        ...     build_model, (x, y), max_trials=1, epochs=1,
+        ...     output="runs/search1", verbose=False,
         ... )
         >>> optimizer = result.load_best_optimizer()
     """
