@@ -24,6 +24,16 @@ FORBIDDEN_IMPORTS = {
     "schedules.py": ["keras_adamax.adamax_clipped"],
 }
 BACKENDS = {"tensorflow", "jax", "torch"}
+SEARCH = ROOT / "tuning" / "keras_adamax_tuning"
+# From the bottom to the top: nobody imports what stands behind it.
+SEARCH_LAYERS = [
+    "search_space",
+    "hypermodel",
+    "optuna_oracle",
+    "tuner",
+    "search",
+    "cli",
+]
 
 
 def name_of(source: Path) -> str:
@@ -47,7 +57,8 @@ def imported_modules(code: str, package: str) -> Iterator[str]:
 
 
 def imports_of(source: Path) -> Iterator[str]:
-    package = ".".join(source.relative_to(ROOT).parent.parts)
+    root = SEARCH.parent if SEARCH in source.parents else ROOT
+    package = ".".join(source.relative_to(root).parent.parts)
     return imported_modules(source.read_text("utf-8"), package)
 
 
@@ -114,10 +125,26 @@ def test_arrows_go_one_way(place):
     assert found == []
 
 
+def test_arrows_of_the_search_go_one_way():
+    found = []
+    for source in sorted(SEARCH.glob("*.py")):
+        if source.stem in ("__init__", "__main__"):
+            continue
+        # What helps one of them stands below the search that uses it.
+        level = SEARCH_LAYERS.index(
+            source.stem if source.stem in SEARCH_LAYERS else "tuner"
+        )
+        for module in imports_of(source):
+            for above in SEARCH_LAYERS[level + 1 :]:
+                if is_within(module, f"keras_adamax_tuning.{above}"):
+                    found.append((name_of(source), module))
+    assert found == []
+
+
 def test_only_kernels_know_backends():
     found = [
         (name_of(source), module)
-        for source in SOURCES
+        for source in (*SOURCES, *sorted(SEARCH.glob("*.py")))
         if LIBRARY / "kernels" not in source.parents
         for module in imports_of(source)
         if module.split(".")[0] in BACKENDS

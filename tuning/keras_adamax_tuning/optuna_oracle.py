@@ -130,6 +130,7 @@ class OptunaOracle(keras_tuner.Oracle):
         ...     "val_loss", max_trials=20, seed=0, hyperparameters=hp,
         ...     storage=optuna.storages.InMemoryStorage(),
         ... )
+        >>> oracle.verbose = False
         >>> trial = oracle.create_trial("worker")
         >>> 4 <= trial.hyperparameters.get("units") <= 64
         True

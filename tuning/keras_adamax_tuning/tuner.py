@@ -100,11 +100,11 @@ class OptunaTuner(keras_tuner.Tuner):
         ...         keras.optimizers.SGD(hp.Float("rate", 0.01, 0.1)), "mse"
         ...     )
         ...     return model
-        >>> folder = tempfile.TemporaryDirectory()
+        >>> folder = tempfile.mkdtemp()
         >>> tuner = OptunaTuner(
         ...     build_model,
         ...     oracle=OptunaOracle("loss", max_trials=2, seed=0),
-        ...     directory=folder.name,
+        ...     directory=folder,
         ...     project_name="trials",
         ... )
         >>> tuner.search(np.ones((8, 2)), np.ones((8, 1)), verbose=0)
