@@ -17,7 +17,7 @@ def run(arguments: list[str], folder: Path, with_errors: bool = False) -> str:
     """Runs Python outside the checkout and returns what it printed."""
     environment = os.environ | {
         "KERAS_BACKEND": keras.backend.backend(),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tuning")]),
     }
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -94,5 +94,8 @@ def test_readme_code(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert len(blocks) >= 3
     # One after another in one program, as a reader would type them.
-    run(["-c", "\n".join(blocks)], tmp_path)
+    code = "\n".join(blocks)
+    assert code.count("max_trials=40") == 1
+    run(["-c", code.replace("max_trials=40", "max_trials=1")], tmp_path)
     assert (tmp_path / "model.keras").is_file()
+    assert (tmp_path / "runs" / "search2" / "best.keras").is_file()

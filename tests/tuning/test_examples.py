@@ -108,8 +108,8 @@ def test_the_guides_options_exist():
     from keras_adamax_tuning.cli import _parser
 
     known = set(_parser()._option_string_actions)
-    for file in ("search.md", "search_readme_section.md"):
-        text = (ROOT / "docs" / file).read_text(encoding="utf-8")
+    for file in ("docs/search.md", "README.md"):
+        text = (ROOT / file).read_text(encoding="utf-8")
         commands = re.findall(r"keras-adamax-tune (?:[^`\n]|\\\n)*", text)
         assert commands
         used = {o for c in commands for o in re.findall(r"--[a-z-]+", c)}
