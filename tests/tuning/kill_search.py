@@ -154,7 +154,7 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
 
     workers = [start() for _ in range(arguments.workers)]
     kills = 0
-    victim, moment = None, 0.0
+    victim, moment, goal = None, 0.0, 0
     while workers:
         time.sleep(0.01)
         for pid in list(workers):
@@ -171,16 +171,19 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
                 )
         if kills == arguments.kills or not workers:
             continue
-        if victim not in workers:
+        # A new worker trains its first trial for long, and would be killed in
+        # that one each time: some have to come to the next ones.
+        begun = sum(1 for _ in folder.glob("trials/trial_*"))
+        if victim not in workers and begun >= goal:
             candidate = rng.choice(workers)
             # Now and then one that only just starts.
             if (folder / f"ready_{candidate}").exists() or rng.random() < 1e-4:
                 victim = candidate
                 moment = time.monotonic() + rng.uniform(0, arguments.longest)
-        elif time.monotonic() > moment:
+        elif victim in workers and time.monotonic() > moment:
             os.kill(victim, signal.SIGKILL)
             kills += 1
-            victim = None
+            victim, goal = None, begun + rng.randint(0, 2)
     return kills
 
 

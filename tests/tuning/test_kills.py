@@ -38,11 +38,14 @@ def kill(*arguments: str) -> None:
 
 
 def test_one_killed_worker_loses_nothing_and_proposes_the_same():
-    kill("--kills", "6", "--workers", "1", "--trials", "4")
+    kill(
+        *("--kills", "6", "--workers", "1"),
+        *("--trials", "10", "--longest", "1"),
+    )
 
 
 def test_two_workers_that_are_killed_lose_nothing(postgresql_url):
     kill(
-        *("--kills", "6", "--workers", "2", "--trials", "4"),
+        *("--kills", "6", "--workers", "2", "--trials", "10", "--longest", "1"),
         *("--storage", postgresql_url, "--seed", "1"),
     )
