@@ -251,6 +251,7 @@ class AdamaxClipped(RestorableOptimizer):
             name=name,
         )
         self._kernel = kernels.load()
+        self._kernel_choice = kernels.choice()
         self._live = live
         self._learning_rate_variable = self._learning_rate
         self._written_learning_rate = 0.0 if is_schedule else learning_rate
@@ -524,7 +525,12 @@ class AdamaxClipped(RestorableOptimizer):
         trainable_variables: Sequence[Any],
         learning_rate: Tensor,
     ) -> None:
-        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        if self._kernel_choice == "reference" or self._kernel.is_replicated():
+            super()._backend_update_step(
+                grads, trainable_variables, learning_rate
+            )
+        else:
+            self._update_together(grads, trainable_variables, learning_rate)
         product = self._log_beta_1_product
         if "beta_1" in self._live.schedules:
             product.assign(self._next_log_beta_1_product(product.dtype))
@@ -551,10 +557,54 @@ class AdamaxClipped(RestorableOptimizer):
             product + ops.log(beta_1),
         )
 
+    def _update_together(
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence[Any],
+        learning_rate: Tensor,
+    ) -> None:
+        """Hands all dense gradients to the backend's fused update at once."""
+        dense: dict[str, list[tuple[int, Any]]] = {}
+        for gradient, variable in zip(gradients, variables, strict=True):
+            index = self._get_variable_index(variable)
+            dtype = keras.backend.standardize_dtype(self._norms[index].dtype)
+            if self._kernel.is_sparse(gradient):
+                self.update_step(gradient, variable, learning_rate)
+            else:
+                dense.setdefault(dtype, []).append((index, gradient))
+        for dtype, pairs in dense.items():
+            indices = tuple(index for index, _ in pairs)
+            self._kernel.update_dense(
+                kernels.DenseStep(
+                    optimizer=self,
+                    kernel=self._kernel_choice,
+                    indices=indices,
+                    gradients=[gradient for _, gradient in pairs],
+                    weights=[self._trainable_variables[i] for i in indices],
+                    momentums=[self._momentums[i] for i in indices],
+                    norms=[self._norms[i] for i in indices],
+                    dtype=dtype,
+                    learning_rate=learning_rate,
+                    hyperparameters=self._hyperparameters_of_step,
+                    has_schedules=bool(self._live.schedules),
+                    exclusions=(
+                        self._exclusions if self.clip_gradients else None
+                    ),
+                    clip_counts=(
+                        self._clip_counts
+                        if self.clip_gradients and self.track_clip_rate
+                        else None
+                    ),
+                )
+            )
+
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Tensor
     ) -> None:
-        """Updates one variable; Keras calls it from `apply`.
+        """Updates one variable, as the specification has it.
+
+        Sparse gradients come here, and all of them where the backend's fused
+        update cannot serve.
 
         Args:
             gradient: Its gradient, dense or sparse rows.
@@ -584,54 +634,53 @@ class AdamaxClipped(RestorableOptimizer):
         values: Sequence[Tensor],
         learning_rate: Tensor,
         is_counted: Tensor | None = None,
-    ) -> list[Tensor]:
+    ) -> Sequence[Tensor]:
         """New weight, momentum and norm from old ones; counts the clipped."""
-        weight, momentum, norm = values
-        weight_dtype = keras.backend.standardize_dtype(weight.dtype)
-        dtype = keras.backend.standardize_dtype(momentum.dtype)
-        gradient = ops.cast(gradient, dtype)
+        is_excluded = None
+        if self.clip_gradients:
+            is_excluded = ops.convert_to_tensor(self._exclusions)[index] > 0.0
+        *values, clipped = update_rule.update(
+            gradient,
+            *values,
+            self._hyperparameters_of_step(learning_rate, values[1].dtype),
+            is_excluded,
+        )
+        if self.clip_gradients and self.track_clip_rate:
+            self._count(index, clipped, is_counted, is_excluded)
+        return values
+
+    def _hyperparameters_of_step(
+        self, learning_rate: Tensor, dtype: Any
+    ) -> update_rule.Hyperparameters:
+        """All scalars of the step, as tensors of `dtype`."""
+        dtype = keras.backend.standardize_dtype(dtype)
 
         def live(name: str) -> Tensor:
             return self._live.tensor(name, self.iterations, dtype)
 
-        if self.clip_gradients:
-            is_excluded = ops.convert_to_tensor(self._exclusions)[index] > 0.0
-            bound = update_rule.clip_bound(
-                norm, live("clip_multiplier"), live("clip_epsilon")
-            )
-            bound = ops.where(
-                is_excluded, ops.full_like(bound, math.inf), bound
-            )
-            if self.track_clip_rate:
-                self._count(index, gradient, bound, is_counted, is_excluded)
-            gradient = update_rule.clip(gradient, bound)
-        momentum, norm = update_rule.next_moments(
-            gradient, momentum, norm, live("beta_1"), live("beta_2")
+        return update_rule.Hyperparameters(
+            learning_rate=ops.cast(learning_rate, dtype),
+            beta_1=live("beta_1"),
+            beta_2=live("beta_2"),
+            epsilon=live("epsilon"),
+            clip_multiplier=live("clip_multiplier"),
+            clip_epsilon=live("clip_epsilon"),
+            bias_correction=(
+                update_rule.bias_correction_factor(
+                    self._next_log_beta_1_product(dtype)
+                )
+                if self.bias_correction
+                else None
+            ),
         )
-        correction = None
-        if self.bias_correction:
-            correction = update_rule.bias_correction_factor(
-                self._next_log_beta_1_product(dtype)
-            )
-        change = update_rule.weight_change(
-            momentum,
-            norm,
-            ops.cast(learning_rate, dtype),
-            live("epsilon"),
-            correction,
-        )
-        weight = ops.cast(ops.cast(weight, dtype) - change, weight_dtype)
-        return [weight, momentum, norm]
 
     def _count(
         self,
         index: int,
-        gradient: Tensor,
-        bound: Tensor,
+        clipped: Tensor,
         is_counted: Tensor | None,
         is_excluded: Tensor,
     ) -> None:
-        clipped = update_rule.is_clipped(gradient, bound)
         # The gradient itself may not know its shape.
         shape = tuple(self._trainable_variables[index].shape)
         if is_counted is None:
@@ -648,10 +697,13 @@ class AdamaxClipped(RestorableOptimizer):
         clipped = ops.sum(ops.cast(clipped, "int32"))
         counted = ops.where(is_excluded, 0, counted)
         rows = ops.convert_to_tensor(self._clip_counts)
-        row = statistics.add_to_row(rows[index], clipped, counted)
+        row = statistics.add_to_rows(
+            rows[index : index + 1],
+            ops.expand_dims(clipped, 0),
+            ops.expand_dims(counted, 0),
+        )
         self.assign(
-            self._clip_counts,
-            ops.slice_update(rows, (index, 0), ops.expand_dims(row, 0)),
+            self._clip_counts, ops.slice_update(rows, (index, 0), row)
         )
 
     # Statistics

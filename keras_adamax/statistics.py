@@ -85,30 +85,27 @@ class ClipStatistics:
         return sum(self.clipped.values()) / counted if counted else math.nan
 
 
-def add_to_row(row: Tensor, clipped: Tensor, counted: Tensor) -> Tensor:
-    """A row of limbs after one more step.
+def add_to_rows(rows: Tensor, clipped: Tensor, counted: Tensor) -> Tensor:
+    """Rows of limbs after one more step.
 
     Args:
-        row: float32 tensor of shape `(ROW_LENGTH,)`.
-        clipped: Integer scalar, elements clipped in this step.
-        counted: Integer scalar, elements given to the clipping.
+        rows: float32 tensor of shape `(n, ROW_LENGTH)`.
+        clipped: Integers, shape `(n,)`: elements clipped in this step.
+        counted: Integers, shape `(n,)`: elements given to the clipping.
 
     Returns:
-        The new row.
+        The new rows.
     """
-    return ops.stack(
-        _add_to_limbs(row[:LIMBS], clipped)
-        + _add_to_limbs(row[LIMBS:], counted)
+    counts = ops.cast(ops.stack([clipped, counted], axis=1), "int32")
+    limbs = ops.reshape(rows, (-1, 2, LIMBS))
+    lowest, carry = _split(
+        limbs[:, :, 0] + ops.cast(counts % LIMB_BASE, "float32")
     )
-
-
-def _add_to_limbs(limbs: Tensor, count: Tensor) -> list[Tensor]:
-    count = ops.cast(count, "int32")
-    lowest, carry = _split(limbs[0] + ops.cast(count % LIMB_BASE, "float32"))
     middle, overflow = _split(
-        limbs[1] + carry + ops.cast(count // LIMB_BASE, "float32")
+        limbs[:, :, 1] + carry + ops.cast(counts // LIMB_BASE, "float32")
     )
-    return [lowest, middle, limbs[2] + overflow]
+    limbs = ops.stack([lowest, middle, limbs[:, :, 2] + overflow], axis=2)
+    return ops.reshape(limbs, (-1, ROW_LENGTH))
 
 
 def _split(total: Tensor) -> tuple[Tensor, Tensor]:

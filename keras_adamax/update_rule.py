@@ -19,13 +19,37 @@ References:
       clipping).
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 Tensor = Any
+
+
+class Hyperparameters(NamedTuple):
+    """The scalars of one step, in the dtype of the state.
+
+    Attributes:
+        learning_rate: >= 0.
+        beta_1: In [0, 1).
+        beta_2: In [0, 1).
+        epsilon: >= 0.
+        clip_multiplier: >= 1.
+        clip_epsilon: >= 0.
+        bias_correction: What divides the step, from `bias_correction_factor`;
+            `None` for no correction.
+    """
+
+    learning_rate: Tensor
+    beta_1: Tensor
+    beta_2: Tensor
+    epsilon: Tensor
+    clip_multiplier: Tensor
+    clip_epsilon: Tensor
+    bias_correction: Tensor | None
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The largest float32 below 1: a decay rate of 1 would never forget.
@@ -137,6 +161,52 @@ def bias_correction_factor(log_beta_1_product: Tensor) -> Tensor:
     most of its digits in the first steps.
     """
     return -ops.expm1(log_beta_1_product)
+
+
+def update(
+    g: Tensor,
+    w: Tensor,
+    m: Tensor,
+    u: Tensor,
+    hyperparameters: Hyperparameters,
+    is_excluded: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The whole step of one weight tensor.
+
+    Args:
+        g: Gradient.
+        w: Weight; of any float dtype, in which the new one is returned.
+        m: First moment before this step.
+        u: Infinity norm before this step.
+        hyperparameters: Scalars in the dtype of `m` and `u`.
+        is_excluded: Boolean scalar, whether this one is not clipped; `None`
+            where nothing is.
+
+    Returns:
+        The new `w`, `m` and `u`, and booleans that mark the clipped elements
+        (`None` where nothing is clipped).
+    """
+    weight_dtype = keras.backend.standardize_dtype(w.dtype)
+    dtype = keras.backend.standardize_dtype(m.dtype)
+    g = ops.cast(g, dtype)
+    clipped = None
+    if is_excluded is not None:
+        bound = clip_bound(
+            u, hyperparameters.clip_multiplier, hyperparameters.clip_epsilon
+        )
+        bound = ops.where(is_excluded, ops.full_like(bound, math.inf), bound)
+        clipped = is_clipped(g, bound)
+        g = clip(g, bound)
+    m, u = next_moments(g, m, u, hyperparameters.beta_1, hyperparameters.beta_2)
+    change = weight_change(
+        m,
+        u,
+        hyperparameters.learning_rate,
+        hyperparameters.epsilon,
+        hyperparameters.bias_correction,
+    )
+    w = ops.cast(ops.cast(w, dtype) - change, weight_dtype)
+    return w, m, u, clipped
 
 
 def sum_repeated_rows(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

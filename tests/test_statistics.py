@@ -11,12 +11,12 @@ from keras_adamax import ClipStatistics, statistics
 
 def add(row, clipped, counted):
     return ops.convert_to_numpy(
-        statistics.add_to_row(
-            ops.convert_to_tensor(row),
-            ops.convert_to_tensor(clipped, dtype="int32"),
-            ops.convert_to_tensor(counted, dtype="int32"),
+        statistics.add_to_rows(
+            ops.convert_to_tensor(row[np.newaxis]),
+            ops.convert_to_tensor([clipped], dtype="int32"),
+            ops.convert_to_tensor([counted], dtype="int32"),
         )
-    )
+    )[0]
 
 
 @settings(deadline=None, max_examples=60)

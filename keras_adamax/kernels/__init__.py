@@ -3,6 +3,13 @@
 `load()` gives the module of the backend that Keras runs on. All of them have
 the same functions:
 
+- `update_dense(step)`: the fused update of all dense gradients of a
+  `DenseStep`, with the results of `update_rule.update`. Where the backend has
+  no fused update that serves, the next best takes over.
+- `is_replicated()`: whether each replica must be updated by itself, which is
+  left to Keras and `update_step`.
+- `CHOICES`: the kernels that the user can choose between.
+
 - `no_gradient()`: a context in which the update is not recorded.
 - `outside_of_graph()`: a context in which variables get values at once, also
   while a step is being traced.
@@ -19,16 +26,62 @@ the same functions:
   values)`, `after(event, *values)`, `count_integers(values, length)` and
   `place_like(value, other)`: reductions of how far weights moved, without a
   copy of the differences.
-
-The fused update of a backend belongs into the same file.
 """
 
 import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import keras
 
+from keras_adamax.update_rule import Hyperparameters
+
+Tensor = Any
+
 BACKENDS = ("tensorflow", "jax", "torch")
+# The one setting: "auto", "reference" or what else the backend has.
+SETTING = "KERAS_ADAMAX_KERNEL"
+
+
+@dataclass(frozen=True)
+class DenseStep:
+    """One update of variables by dense gradients, state of one dtype.
+
+    Attributes:
+        optimizer: The optimizer, for its `assign`.
+        kernel: The chosen kernel, one of the backend's `CHOICES`.
+        indices: Which of the optimizer's variables they are.
+        gradients: A dense gradient each, of any float dtype.
+        weights: The variables.
+        momentums: First moment of each.
+        norms: Infinity norm of each.
+        dtype: Dtype of `momentums` and `norms`.
+        learning_rate: Scalar tensor.
+        hyperparameters: Function of the learning rate and a dtype that gives
+            the scalars of the step; reads the optimizer's variables.
+        has_schedules: Whether that function calls code of users.
+        exclusions: Variable of all the optimizer's variables, > 0 where one is
+            not clipped; `None` where nothing is clipped.
+        clip_counts: Variable with a row of statistics for each of the
+            optimizer's variables; `None` where nothing is counted.
+    """
+
+    optimizer: keras.optimizers.Optimizer
+    kernel: str
+    indices: tuple[int, ...]
+    gradients: list[Tensor]
+    weights: list[Any]
+    momentums: list[Any]
+    norms: list[Any]
+    dtype: str
+    learning_rate: Tensor
+    hyperparameters: Callable[[Tensor, str], Hyperparameters]
+    has_schedules: bool
+    exclusions: Any | None
+    clip_counts: Any | None
 
 
 def load() -> ModuleType:
@@ -45,3 +98,23 @@ def load() -> ModuleType:
             "KERAS_BACKEND to one of these before importing keras."
         )
     return importlib.import_module(f"keras_adamax.kernels.{backend}")
+
+
+def choice() -> str:
+    """The kernel that the environment variable `KERAS_ADAMAX_KERNEL` names.
+
+    Returns:
+        One of the backend's `CHOICES`; "auto" where the variable is not set.
+
+    Raises:
+        ValueError: If the backend does not have it.
+    """
+    name = os.environ.get(SETTING, "auto")
+    choices = load().CHOICES
+    if name not in choices:
+        raise ValueError(
+            f"The environment variable `{SETTING}` must be one of "
+            f"{', '.join(map(repr, choices))} on this backend. "
+            f"Received: {SETTING}={name!r}."
+        )
+    return name

@@ -11,9 +11,18 @@ import keras
 import numpy as np
 from jax.experimental import sparse as jax_sparse
 
+from keras_adamax.kernels import DenseStep
 from keras_adamax.update_rule import sum_repeated_rows
 
 Tensor = Any
+
+CHOICES = ("auto", "fused", "reference")
+
+
+def update_dense(step: DenseStep) -> None:
+    """Updates the variables of `step` in place."""
+    for gradient, weight in zip(step.gradients, step.weights, strict=True):
+        step.optimizer.update_step(gradient, weight, step.learning_rate)
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
@@ -110,6 +119,11 @@ def assign_rows(
         variable,
         value.at[indices].set(values.astype(value.dtype), mode="drop"),
     )
+
+
+def is_replicated() -> bool:
+    """Whether each replica must be updated by itself: never."""
+    return False
 
 
 def is_finite(gradients: Sequence[Any]) -> Tensor:

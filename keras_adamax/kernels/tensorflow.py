@@ -9,9 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_adamax.kernels import DenseStep
 from keras_adamax.update_rule import sum_repeated_rows
 
 Tensor = Any
+
+CHOICES = ("auto", "fused", "reference")
 
 
 class RowGradient(tf.IndexedSlices):
@@ -23,6 +26,12 @@ class RowGradient(tf.IndexedSlices):
             self.indices,
             self.dense_shape,
         )
+
+
+def update_dense(step: DenseStep) -> None:
+    """Updates the variables of `step` in place."""
+    for gradient, weight in zip(step.gradients, step.weights, strict=True):
+        step.optimizer.update_step(gradient, weight, step.learning_rate)
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
@@ -86,6 +95,11 @@ def assign_rows(
     Indices may repeat when their values are the same.
     """
     optimizer.assign(variable, tf.IndexedSlices(values, indices))
+
+
+def is_replicated() -> bool:
+    """Whether each replica must be updated by itself: under a strategy."""
+    return tf.distribute.has_strategy()
 
 
 def is_finite(gradients: Sequence[Any]) -> Tensor:

@@ -8,7 +8,17 @@ import keras
 import numpy as np
 import torch
 
+from keras_adamax.kernels import DenseStep
+
 Tensor = Any
+
+CHOICES = ("auto", "compiled", "eager", "reference")
+
+
+def update_dense(step: DenseStep) -> None:
+    """Updates the variables of `step` in place."""
+    for gradient, weight in zip(step.gradients, step.weights, strict=True):
+        step.optimizer.update_step(gradient, weight, step.learning_rate)
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
@@ -81,6 +91,11 @@ def assign_rows(
     del optimizer
     value = variable.value
     value.index_copy_(0, indices, values.to(value.dtype))
+
+
+def is_replicated() -> bool:
+    """Whether each replica must be updated by itself: never."""
+    return False
 
 
 def is_finite(gradients: Sequence[Any]) -> Tensor:
