@@ -702,9 +702,7 @@ class AdamaxClipped(RestorableOptimizer):
             ops.expand_dims(clipped, 0),
             ops.expand_dims(counted, 0),
         )
-        self.assign(
-            self._clip_counts, ops.slice_update(rows, (index, 0), row)
-        )
+        self.assign(self._clip_counts, ops.slice_update(rows, (index, 0), row))
 
     # Statistics
 

@@ -51,6 +51,7 @@ class Hyperparameters(NamedTuple):
     clip_epsilon: Tensor
     bias_correction: Tensor | None
 
+
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The largest float32 below 1: a decay rate of 1 would never forget.
 LARGEST_DECAY_RATE = float(np.nextafter(np.float32(1.0), np.float32(0.0)))

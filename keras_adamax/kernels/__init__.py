@@ -59,7 +59,7 @@ class DenseStep:
         momentums: First moment of each.
         norms: Infinity norm of each.
         dtype: Dtype of `momentums` and `norms`.
-        learning_rate: Scalar tensor.
+        learning_rate: Scalar, a tensor or a variable.
         hyperparameters: Function of the learning rate and a dtype that gives
             the scalars of the step; reads the optimizer's variables.
         has_schedules: Whether that function calls code of users.

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from jax.experimental import sparse as jax_sparse
 
-from keras_adamax.kernels import DenseStep
-from keras_adamax.update_rule import sum_repeated_rows
+from keras_adamax.kernels import DenseStep, _xla_form
+from keras_adamax.update_rule import Hyperparameters, sum_repeated_rows
 
 Tensor = Any
 
@@ -20,9 +20,75 @@ CHOICES = ("auto", "fused", "reference")
 
 
 def update_dense(step: DenseStep) -> None:
-    """Updates the variables of `step` in place."""
-    for gradient, weight in zip(step.gradients, step.weights, strict=True):
-        step.optimizer.update_step(gradient, weight, step.learning_rate)
+    """Updates the variables of `step`, as XLA does it best."""
+    state = (step.weights, step.momentums, step.norms)
+    *new_state, counts = _update(
+        [
+            list(map(_value, variables))
+            for variables in (step.gradients, *state)
+        ],
+        step.hyperparameters(step.learning_rate, step.dtype),
+        _value(step.exclusions),
+        _value(step.clip_counts),
+        indices=step.indices,
+        # Slabs of an array that is spread over devices would gather it.
+        in_slabs=keras.distribution.distribution() is None,
+    )
+    for variables, values in zip(state, new_state, strict=True):
+        for variable, value in zip(variables, values, strict=True):
+            step.optimizer.assign(variable, value)
+    if counts is not None:
+        step.optimizer.assign(step.clip_counts, counts)
+
+
+def _value(x: Any) -> Any:
+    return x.value if isinstance(x, keras.Variable) else x
+
+
+# Compiled by itself where the step is not, and a part of it where it is.
+@functools.partial(
+    jax.jit, static_argnames=("indices", "in_slabs"), inline=True
+)
+def _update(
+    tensors: Sequence[Sequence[Tensor]],
+    hyperparameters: Hyperparameters,
+    exclusions: Tensor | None,
+    rows: Tensor | None,
+    indices: tuple[int, ...],
+    in_slabs: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]:
+    new: tuple[list, list, list] = ([], [], [])
+    clipped = []
+    for index, (g, w, m, u) in zip(
+        indices, zip(*tensors, strict=True), strict=True
+    ):
+        is_excluded = None if exclusions is None else exclusions[index] > 0.0
+        values = _xla_form.update(g, w, m, u, hyperparameters, is_excluded)
+        for values_of_all, value in zip(new, values, strict=True):
+            values_of_all.append(value)
+        if rows is not None:
+            clipped.append(
+                _count(_xla_form.count_clipped, in_slabs, g, values[2])
+            )
+    if rows is None or exclusions is None:
+        return *new, None
+    shapes = [w.shape for w in tensors[1]]
+    return *new, _xla_form.next_counts(
+        rows, clipped, shapes, indices, exclusions
+    )
+
+
+def _count(
+    counter: Callable[..., Tensor], in_slabs: bool, *tensors: Tensor
+) -> Tensor:
+    """`counter(*tensors, in_slabs)`; slabs help a CPU and nothing else."""
+    if not in_slabs:
+        return counter(*tensors, in_slabs=False)
+    return jax.lax.platform_dependent(
+        *tensors,
+        cpu=functools.partial(counter, in_slabs=True),
+        default=functools.partial(counter, in_slabs=False),
+    )
 
 
 def no_gradient() -> contextlib.AbstractContextManager:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_adamax.kernels import DenseStep
+from keras_adamax.kernels import DenseStep, _xla_form
 from keras_adamax.update_rule import sum_repeated_rows
 
 Tensor = Any
@@ -29,9 +29,95 @@ class RowGradient(tf.IndexedSlices):
 
 
 def update_dense(step: DenseStep) -> None:
-    """Updates the variables of `step` in place."""
-    for gradient, weight in zip(step.gradients, step.weights, strict=True):
-        step.optimizer.update_step(gradient, weight, step.learning_rate)
+    """Updates the variables of `step` in one function compiled by XLA.
+
+    Also within a graph that is not compiled, as Keras's are on a CPU. The
+    function holds the variables, so that XLA writes to their memory.
+    """
+    if not _has_xla():
+        for gradient, weight in zip(step.gradients, step.weights, strict=True):
+            step.optimizer.update_step(gradient, weight, step.learning_rate)
+        return
+    gradients = list(step.gradients)
+    for gradient, weight in zip(gradients, step.weights, strict=True):
+        gradient.set_shape(weight.shape)
+    # Schedules may be what XLA cannot compile.
+    scalars = (
+        step.hyperparameters(step.learning_rate, step.dtype)
+        if step.has_schedules
+        else tf.convert_to_tensor(step.learning_rate)
+    )
+    # A dictionary, so that nobody saves the functions with the optimizer.
+    functions = step.optimizer.__dict__.setdefault("_compiled_updates", {})
+    key = (step.indices, step.dtype)
+    if key not in functions:
+        functions[key] = _compile(step)
+    functions[key](gradients, scalars)
+
+
+@functools.cache
+def _has_xla() -> bool:
+    """Whether this TensorFlow was built with XLA for this machine."""
+
+    @tf.function(jit_compile=True, autograph=False)
+    def add_one(x: Tensor) -> Tensor:
+        return x + 1.0
+
+    with tf.init_scope():
+        try:
+            add_one(tf.zeros(()))
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            return False
+    return True
+
+
+def _compile(step: DenseStep) -> Callable[[list[Tensor], Any], None]:
+    indices, dtype = step.indices, step.dtype
+    weights, momentums, norms = (
+        [x.value if isinstance(x, keras.Variable) else x for x in variables]
+        for variables in (step.weights, step.momentums, step.norms)
+    )
+    exclusions, clip_counts = step.exclusions, step.clip_counts
+    has_schedules, hyperparameters = step.has_schedules, step.hyperparameters
+    is_on_cpu = not tf.config.list_logical_devices("GPU")
+
+    # Traced once for each shape, and not for each variable.
+    @functools.partial(tf.function, autograph=False)
+    def update_one(
+        g: Tensor, w: Tensor, m: Tensor, u: Tensor, h: Any, is_excluded: Any
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        values = _xla_form.update(g, w, m, u, h, is_excluded)
+        if clip_counts is None:
+            return values, None
+        return values, _xla_form.count_clipped(g, values[2], is_on_cpu)
+
+    @functools.partial(tf.function, autograph=False, jit_compile=True)
+    def update(gradients: list[Tensor], scalars: Any) -> None:
+        h = scalars if has_schedules else hyperparameters(scalars, dtype)
+        clipped = []
+        for i, index in enumerate(indices):
+            variables = (weights[i], momentums[i], norms[i])
+            values, number = update_one(
+                gradients[i],
+                *(variable.read_value() for variable in variables),
+                h,
+                None if exclusions is None else exclusions[index] > 0.0,
+            )
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            clipped.append(number)
+        if clip_counts is not None:
+            clip_counts.assign(
+                _xla_form.next_counts(
+                    tf.convert_to_tensor(clip_counts),
+                    clipped,
+                    [weight.shape for weight in weights],
+                    indices,
+                    tf.convert_to_tensor(exclusions),
+                )
+            )
+
+    return update
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
