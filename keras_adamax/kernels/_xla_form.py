@@ -29,7 +29,6 @@ Tensor = Any
 
 # Below this many elements a plain reduction costs less than slabs.
 _SMALL = 2**13
-_LARGE = 2**18
 
 
 def update(
@@ -93,16 +92,25 @@ def count(
         return ops.sum(ops.cast(predicate(*tensors), "int32"))
     tensors = [ops.reshape(tensor, (-1,)) for tensor in tensors]
     slabs, rests = zip(*(_slabs(tensor, 4) for tensor in tensors), strict=True)
-    # At most 4 * 16 in an int8.
     total = _sum(
         [ops.cast(predicate(*x), "int8") for x in zip(*slabs, strict=True)]
     )
-    rest = ops.sum(ops.cast(predicate(*rests), "int32"))
-    if size >= _LARGE:
-        total, more = _sum_of_slabs(total, "int8")
-        rest = rest + more
-    total, more = _sum_of_slabs(total, "int32")
-    return ops.sum(total) + rest + more
+    rest = [predicate(*rests)] if rests[0].shape[0] else []
+    # At most 4 * 16, which an int8 holds; then an int32 goes on.
+    for dtype in ("int8", "int32"):
+        parts, remainder = _slabs(total, 16)
+        total = _sum([ops.cast(part, dtype) for part in parts])
+        rest += [remainder] if remainder.shape[0] else []
+    return _sum([ops.sum(ops.cast(x, "int32")) for x in (total, *rest)])
+
+
+def are_finite(tensors: Sequence[Tensor], in_slabs: bool) -> Tensor:
+    """Whether all elements of all tensors are finite, as a boolean scalar."""
+    numbers = [
+        count(lambda x: ops.logical_not(ops.isfinite(x)), [x], in_slabs)
+        for x in tensors
+    ]
+    return ops.all(ops.equal(ops.stack(numbers), 0))
 
 
 def _slabs(x: Tensor, number: int) -> tuple[list[Tensor], Tensor]:
@@ -110,14 +118,6 @@ def _slabs(x: Tensor, number: int) -> tuple[list[Tensor], Tensor]:
     length = x.shape[0] // number
     parts = [x[i * length : (i + 1) * length] for i in range(number)]
     return parts, x[number * length :]
-
-
-def _sum_of_slabs(x: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    slabs, rest = _slabs(x, 16)
-    return (
-        _sum([ops.cast(slab, dtype) for slab in slabs]),
-        ops.sum(ops.cast(rest, "int32")),
-    )
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

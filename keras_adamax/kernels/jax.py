@@ -31,14 +31,18 @@ def update_dense(step: DenseStep) -> None:
         _value(step.exclusions),
         _value(step.clip_counts),
         indices=step.indices,
-        # Slabs of an array that is spread over devices would gather it.
-        in_slabs=keras.distribution.distribution() is None,
+        in_slabs=_adds_slabs(),
     )
     for variables, values in zip(state, new_state, strict=True):
         for variable, value in zip(variables, values, strict=True):
             step.optimizer.assign(variable, value)
     if counts is not None:
         step.optimizer.assign(step.clip_counts, counts)
+
+
+def _adds_slabs() -> bool:
+    # Slabs of an array that is spread over devices would gather it.
+    return keras.distribution.distribution() is None
 
 
 def _value(x: Any) -> Any:
@@ -194,10 +198,17 @@ def is_replicated() -> bool:
 
 def is_finite(gradients: Sequence[Any]) -> Tensor:
     """Whether all elements of all gradients are finite."""
-    values = [g.data if is_sparse(g) else g for g in gradients]
-    return jnp.all(
-        jnp.stack([jnp.all(jnp.isfinite(value)) for value in values])
+    return _are_finite(
+        [g.data if is_sparse(g) else g for g in gradients], _adds_slabs()
     )
+
+
+@functools.partial(jax.jit, static_argnames="in_slabs", inline=True)
+def _are_finite(tensors: list[Tensor], in_slabs: bool) -> Tensor:
+    def counter(*tensors: Tensor, in_slabs: bool) -> Tensor:
+        return _xla_form.are_finite(tensors, in_slabs)
+
+    return _count(counter, in_slabs, *tensors)
 
 
 def apply_if(
@@ -208,14 +219,40 @@ def apply_if(
     variables: list,
     skipped_steps: keras.Variable,
 ) -> None:
-    """Calls `apply(gradients, variables)`, and takes it back if not finite."""
+    """Calls `apply(gradients, variables)` or counts a skipped step."""
     state = [v for v in optimizer.variables if v is not skipped_steps]
     state += optimizer._trainable_variables
     before = [v.value for v in state]
     skipped = skipped_steps.value
-    apply(gradients, variables)
-    for variable, value in zip(state, before, strict=True):
-        variable.assign(jnp.where(finite, variable.value, value))
+
+    def assign(values: Sequence[Tensor]) -> None:
+        for variable, value in zip(state, values, strict=True):
+            variable.assign(value)
+
+    def updated(values: list[Tensor], gradients: list) -> list[Tensor]:
+        assign(values)
+        apply(gradients, variables)
+        return [v.value for v in state]
+
+    def unchanged(values: list[Tensor], gradients: list) -> list[Tensor]:
+        del gradients
+        return values
+
+    if not isinstance(finite, jax.core.Tracer):
+        if finite:
+            apply(gradients, variables)
+    elif jax.default_backend() == "cpu":
+        # In place, where a selection keeps a copy of all that it may restore.
+        assign(jax.lax.cond(finite, updated, unchanged, before, gradients))
+    else:
+        # A branch makes a GPU wait for the host.
+        values = updated(before, gradients)
+        assign(
+            [
+                jnp.where(finite, value, old)
+                for value, old in zip(values, before, strict=True)
+            ]
+        )
     skipped_steps.assign(skipped + (1 - finite.astype(skipped.dtype)))
 
 

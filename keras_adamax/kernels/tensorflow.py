@@ -71,6 +71,10 @@ def _has_xla() -> bool:
     return True
 
 
+def _is_on_cpu() -> bool:
+    return not tf.config.list_logical_devices("GPU")
+
+
 def _compile(step: DenseStep) -> Callable[[list[Tensor], Any], None]:
     indices, dtype = step.indices, step.dtype
     weights, momentums, norms = (
@@ -79,7 +83,6 @@ def _compile(step: DenseStep) -> Callable[[list[Tensor], Any], None]:
     )
     exclusions, clip_counts = step.exclusions, step.clip_counts
     has_schedules, hyperparameters = step.has_schedules, step.hyperparameters
-    is_on_cpu = not tf.config.list_logical_devices("GPU")
 
     # Traced once for each shape, and not for each variable.
     @functools.partial(tf.function, autograph=False)
@@ -89,7 +92,7 @@ def _compile(step: DenseStep) -> Callable[[list[Tensor], Any], None]:
         values = _xla_form.update(g, w, m, u, h, is_excluded)
         if clip_counts is None:
             return values, None
-        return values, _xla_form.count_clipped(g, values[2], is_on_cpu)
+        return values, _xla_form.count_clipped(g, values[2], _is_on_cpu())
 
     @functools.partial(tf.function, autograph=False, jit_compile=True)
     def update(gradients: list[Tensor], scalars: Any) -> None:
@@ -200,9 +203,18 @@ def is_finite(gradients: Sequence[Any]) -> Tensor:
             summed_rows(g)[1] if is_sparse(g) else g for g in gradients
         ]
     values = [g.values if is_sparse(g) else g for g in gradients]
+    if _has_xla() and all(v.shape.is_fully_defined() for v in values):
+        return _are_finite(values)
     return tf.reduce_all(
         [tf.reduce_all(tf.math.is_finite(value)) for value in values]
     )
+
+
+@functools.partial(
+    tf.function, autograph=False, jit_compile=True, reduce_retracing=False
+)
+def _are_finite(tensors: list[Tensor]) -> Tensor:
+    return _xla_form.are_finite(tensors, _is_on_cpu())
 
 
 def apply_if(
