@@ -8,17 +8,33 @@ import keras
 import numpy as np
 import torch
 
-from keras_adamax.kernels import DenseStep
+from keras_adamax.kernels import (
+    DenseStep,
+    _torch_compiled,
+    _torch_eager,
+    _torch_tensors,
+)
 
 Tensor = Any
 
 CHOICES = ("auto", "compiled", "eager", "reference")
 
 
+@torch.compiler.disable
 def update_dense(step: DenseStep) -> None:
     """Updates the variables of `step` in place."""
-    for gradient, weight in zip(step.gradients, step.weights, strict=True):
-        step.optimizer.update_step(gradient, weight, step.learning_rate)
+    plain, others = _torch_tensors.sort(step)
+    for device, tensors in plain.items():
+        if device.type == "cpu" and _torch_compiled.serves(step.kernel):
+            _torch_compiled.update(step, tensors)
+        else:
+            _torch_eager.update(step, tensors)
+    for position in others:
+        step.optimizer.update_step(
+            step.gradients[position],
+            step.weights[position],
+            step.learning_rate,
+        )
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
