@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from keras_adamax.kernels import SETTING, DenseStep, _torch_library
-from keras_adamax.kernels._torch_tensors import Tensors, not_clipped, numbers
+from keras_adamax.kernels._torch_tensors import Tensors, not_clipped
 
 # Of weight and gradient: its number in the table of `_torch_cpu.cpp`.
 _KINDS = {
@@ -59,7 +59,9 @@ def serves(kernel: str) -> bool:
 def update(step: DenseStep, tensors: Tensors) -> None:
     """Updates CPU tensors in place, and their rows of `clip_counts`."""
     excluded = not_clipped(step)
-    scalars = numbers(step)
+    *scalars, bias_correction = step.hyperparameters(
+        step.learning_rate, step.dtype
+    )
     state_dtype = tensors.norms[0].dtype
     # Those of other dtypes, or in another order, are copied.
     gradients = [
@@ -106,20 +108,8 @@ def update(step: DenseStep, tensors: Tensors) -> None:
     pointers = [a.buffer_info()[0] for a in arrays]
     if rows is None:
         pointers[7] = None
-    packed = array(
-        "d",
-        [
-            scalars.learning_rate,
-            scalars.beta_1,
-            scalars.beta_2,
-            scalars.epsilon,
-            scalars.clip_multiplier,
-            scalars.clip_epsilon,
-            1.0
-            if scalars.bias_correction is None
-            else scalars.bias_correction,
-        ],
-    )
+    packed = array("d", [scalar.item() for scalar in scalars])
+    packed.append(1.0 if bias_correction is None else bias_correction.item())
     threads = min(
         torch.get_num_threads(), 1 + sum(sizes) // _ELEMENTS_PER_THREAD
     )

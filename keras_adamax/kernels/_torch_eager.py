@@ -10,22 +10,21 @@ The operations are those of the specification in its order, none of them fused
 `addcdiv` multiplies, divides and adds one after the other, as it has it too.
 """
 
-from collections.abc import Iterator
+import threading
 
 import numpy as np
 import torch
 
-from keras_adamax import statistics
 from keras_adamax.kernels import DenseStep
 from keras_adamax.kernels._torch_tensors import (
-    Numbers,
     Tensors,
+    add_counts,
     not_clipped,
-    numbers,
+    small_groups,
 )
 from keras_adamax.update_rule import FLOAT32_MAX
 
-# In float32, six arrays of it and a mask are 1.6 MiB.
+# In float32 the scratch memory is 2 MiB. A count up to it is exact.
 PIECE = 2**16
 # From here on an operation costs more for its elements than for its call.
 _SMALL = 2**13
@@ -35,8 +34,8 @@ _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 def update(step: DenseStep, tensors: Tensors) -> None:
     """Updates CPU tensors in place, and their rows of `clip_counts`."""
     excluded = not_clipped(step)
-    scalars = numbers(step)
-    scratch = _Scratch(tensors.norms[0].dtype)
+    scalars = _Scalars(step)
+    scratch = _scratch(tensors.norms[0].dtype)
     clips = [
         excluded is not None and not excluded[index]
         for index in tensors.indices
@@ -50,58 +49,70 @@ def update(step: DenseStep, tensors: Tensors) -> None:
         small = [
             i
             for i, size in enumerate(sizes)
-            if size <= _SMALL and clips[i] == are_clipped
+            if 0 < size <= _SMALL and clips[i] == are_clipped
         ]
-        for group in _groups(small, sizes):
+        for group in small_groups(small, sizes, PIECE):
             counts = _update_joined(
                 tensors, group, scalars, are_clipped, scratch
             )
             for i, count in zip(group, counts, strict=True):
                 clipped[i] = count
-    if step.clip_counts is None:
-        return
-    counted = [
-        size if is_clipped else 0
-        for size, is_clipped in zip(sizes, clips, strict=True)
-    ]
-    rows = step.clip_counts.value
-    indices = torch.tensor(tensors.indices, device=rows.device)
-    rows.index_copy_(
-        0,
-        indices,
-        statistics.add_to_rows(
-            rows[indices],
-            torch.tensor(clipped, device=rows.device),
-            torch.tensor(counted, device=rows.device),
-        ),
-    )
+    if step.clip_counts is not None:
+        counted = [
+            size if is_clipped else 0
+            for size, is_clipped in zip(sizes, clips, strict=True)
+        ]
+        add_counts(step, tensors.indices, torch.tensor(clipped), counted)
+
+
+class _Scalars:
+    """The scalars of a step: tensors (faster than numbers), or numbers."""
+
+    def __init__(self, step: DenseStep):
+        values = step.hyperparameters(step.learning_rate, step.dtype)
+        self.beta_1, self.beta_2 = values.beta_1, values.beta_2
+        self.one_minus_beta_1 = 1.0 - values.beta_1
+        self.epsilon = values.epsilon
+        self.can_be_zero = values.epsilon.item() < _SMALLEST_NORMAL
+        self.clip_multiplier = values.clip_multiplier
+        self.clip_epsilon = values.clip_epsilon
+        self.bias_correction = values.bias_correction
+        self.minus_learning_rate = -values.learning_rate.item()
 
 
 class _Scratch:
-    """Memory for a piece: of the state's dtype, and a mask."""
+    """Memory for pieces, used again for each."""
 
     def __init__(self, dtype: torch.dtype):
-        self._floats = [torch.empty(PIECE, dtype=dtype) for _ in range(6)]
-        self._mask = torch.empty(PIECE, dtype=torch.bool)
+        self._arrays = [torch.empty(PIECE, dtype=dtype) for _ in range(8)]
         self._views: dict[torch.Size, list[torch.Tensor]] = {}
-        self.mask = self._mask.numpy()
 
-    def floats(self, size: int) -> list[torch.Tensor]:
-        return [array[:size] for array in self._floats]
-
-    def like(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Two arrays and the mask, in the tensor's shape, and one more."""
-        shape = tensor.shape
+    def arrays(self, shape: torch.Size) -> list[torch.Tensor]:
+        """Four arrays of a shape."""
         if shape not in self._views:
             self._views[shape] = [
-                array[: tensor.numel()].view(shape)
-                for array in (*self._floats[:3], self._mask)
+                array[: shape.numel()].view(shape) for array in self._arrays[:4]
             ]
         return self._views[shape]
 
+    def joined(self, size: int) -> list[torch.Tensor]:
+        """Four other vectors."""
+        return [array[:size] for array in self._arrays[4:]]
+
+
+_threads = threading.local()
+
+
+def _scratch(dtype: torch.dtype) -> _Scratch:
+    """The scratch memory of this thread."""
+    kept = vars(_threads)
+    if dtype not in kept:
+        kept[dtype] = _Scratch(dtype)
+    return kept[dtype]
+
 
 def _update_one(
-    tensors: Tensors, i: int, scalars: Numbers, clips: bool, scratch: _Scratch
+    tensors: Tensors, i: int, scalars: _Scalars, clips: bool, scratch: _Scratch
 ) -> int:
     """Updates a tensor; returns how many elements were clipped."""
     whole = (
@@ -110,39 +121,25 @@ def _update_one(
         tensors.momentums[i],
         tensors.norms[i],
     )
-    size = whole[0].numel()
-    if size <= PIECE:
-        _update_piece(*whole, scalars, clips, scratch)
-        return np.count_nonzero(scratch.mask[:size]) if clips else 0
+    if whole[0].numel() <= PIECE:
+        pieces = [whole]
+    else:
+        # A gradient in another order is copied here.
+        pieces = zip(
+            *(tensor.reshape(-1).split(PIECE) for tensor in whole), strict=True
+        )
     clipped = 0
-    # A gradient in another order is copied here.
-    for pieces in zip(
-        *(tensor.reshape(-1).split(PIECE) for tensor in whole), strict=True
-    ):
-        _update_piece(*pieces, scalars, clips, scratch)
+    for piece in pieces:
+        is_clipped = _update_piece(*piece, scalars, clips, scratch)
         if clips:
-            clipped += np.count_nonzero(scratch.mask[: pieces[0].numel()])
+            clipped += int(is_clipped.sum().item())
     return clipped
-
-
-def _groups(positions: list[int], sizes: list[int]) -> Iterator[list[int]]:
-    """Splits `positions` into lists that fill a piece at most."""
-    group: list[int] = []
-    filled = 0
-    for i in positions:
-        if filled + sizes[i] > PIECE:
-            yield group
-            group, filled = [], 0
-        group.append(i)
-        filled += sizes[i]
-    if group:
-        yield group
 
 
 def _update_joined(
     tensors: Tensors,
     group: list[int],
-    scalars: Numbers,
+    scalars: _Scalars,
     clips: bool,
     scratch: _Scratch,
 ) -> list[int]:
@@ -157,12 +154,12 @@ def _update_joined(
         )
     )
     sizes = [weight.numel() for weight in weights]
-    joined = scratch.floats(sum(sizes))[2:]
+    joined = scratch.joined(sum(sizes))
     for parts, whole in zip(
         (gradients, weights, momentums, norms), joined, strict=True
     ):
         torch.cat([part.to(whole.dtype) for part in parts], out=whole)
-    _update_piece(*joined, scalars, clips, scratch)
+    is_clipped = _update_piece(*joined, scalars, clips, scratch)
     for parts, whole in zip(
         (weights, momentums, norms), joined[1:], strict=True
     ):
@@ -170,11 +167,8 @@ def _update_joined(
             part.copy_(value)
     if not clips:
         return [0] * len(group)
-    ends = np.cumsum(sizes)
-    return [
-        np.count_nonzero(scratch.mask[end - size : end])
-        for size, end in zip(sizes, ends, strict=True)
-    ]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.add.reduceat(is_clipped.numpy(), starts).astype(int).tolist()
 
 
 def _update_piece(
@@ -182,36 +176,38 @@ def _update_piece(
     w: torch.Tensor,
     m: torch.Tensor,
     u: torch.Tensor,
-    scalars: Numbers,
+    scalars: _Scalars,
     clips: bool,
     scratch: _Scratch,
-) -> None:
-    """Updates `w`, `m` and `u`; marks the clipped in the mask, if `clips`."""
-    a, b, converted, mask = scratch.like(g)
+) -> torch.Tensor:
+    """Updates `w`, `m` and `u`; returns 1 where clipped, if `clips`."""
+    a, b, is_clipped, converted = scratch.arrays(g.shape)
     if g.dtype != m.dtype:
         g = converted.copy_(g)
     torch.abs(g, out=a)
     if clips:
         torch.mul(u, scalars.clip_multiplier, out=b)
         b.add_(scalars.clip_epsilon).clamp_(max=FLOAT32_MAX)
-        torch.gt(a, b, out=mask)
+        # Into booleans this takes four times as long.
+        torch.gt(a, b, out=is_clipped)
         torch.minimum(a, b, out=a)
     u.mul_(scalars.beta_2)
     torch.maximum(u, a, out=u)
     if clips:
-        g = torch.copysign(a, g, out=a)
+        g = torch.clamp(g, torch.neg(b, out=a), b, out=a)
     torch.mul(g, scalars.one_minus_beta_1, out=a)
     m.mul_(scalars.beta_1).add_(a)
     torch.add(u, scalars.epsilon, out=b)
     numerator = m
-    if scalars.epsilon < _SMALLEST_NORMAL:
+    if scalars.can_be_zero:
         is_zero = b == 0
         b.masked_fill_(is_zero, 1)
         numerator = torch.where(is_zero, 0.0 * m, m)
     if scalars.bias_correction is not None:
         b.mul_(scalars.bias_correction)
     if w.dtype == m.dtype:
-        w.addcdiv_(numerator, b, value=-scalars.learning_rate)
-        return
-    a.copy_(w)
-    w.copy_(a.addcdiv_(numerator, b, value=-scalars.learning_rate))
+        w.addcdiv_(numerator, b, value=scalars.minus_learning_rate)
+    else:
+        a.copy_(w)
+        w.copy_(a.addcdiv_(numerator, b, value=scalars.minus_learning_rate))
+    return is_clipped

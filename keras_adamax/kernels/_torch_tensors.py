@@ -1,10 +1,13 @@
 """What a step is about, as torch tensors: lists with an entry a variable."""
 
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from keras_adamax import statistics
 from keras_adamax.kernels import DenseStep
 
 # Of a subclass, such as a distributed tensor, only torch knows the memory.
@@ -64,7 +67,8 @@ def sort(step: DenseStep) -> tuple[dict[torch.device, Tensors], list[int]]:
             strict=True,
         )
     ):
-        weight, momentum, norm = (variable.value for variable in variables)
+        # Keras's `value` takes microseconds for what does not matter here.
+        weight, momentum, norm = (variable._value for variable in variables)
         device = weight.device
         if (
             type(gradient) in _PLAIN
@@ -90,32 +94,59 @@ def sort(step: DenseStep) -> tuple[dict[torch.device, Tensors], list[int]]:
     return plain, others
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The scalars of a step on the host, exact in the state's dtype."""
-
-    learning_rate: float
-    beta_1: float
-    beta_2: float
-    epsilon: float
-    clip_multiplier: float
-    clip_epsilon: float
-    bias_correction: float | None
-    one_minus_beta_1: float
-
-
-def numbers(step: DenseStep) -> Numbers:
-    """The scalars of a step whose variables are in the host's memory."""
-    values: Any = step.hyperparameters(step.learning_rate, step.dtype)
-    return Numbers(
-        *[None if v is None else v.item() for v in values],
-        one_minus_beta_1=(1.0 - values.beta_1).item(),
-    )
+_exclusions: "weakref.WeakKeyDictionary[Any, tuple[Any, int, list[bool]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def not_clipped(step: DenseStep) -> list[bool] | None:
-    """For each of the optimizer's variables; `None` where none is clipped."""
+    """For each of the optimizer's variables; `None` where none is clipped.
+
+    They change when a state is loaded, and are read then alone: reading waits
+    for a device.
+    """
     if step.exclusions is None:
         return None
-    return [flag > 0 for flag in step.exclusions.value.tolist()]
+    value = step.exclusions.value
+    known = _exclusions.get(step.optimizer)
+    if known is None or known[0] is not value or known[1] != value._version:
+        flags = [flag > 0 for flag in value.tolist()]
+        known = _exclusions[step.optimizer] = (value, value._version, flags)
+    return known[2]
 
+
+def small_groups(
+    positions: Sequence[int], sizes: Sequence[int], limit: int
+) -> Iterator[list[int]]:
+    """Splits `positions` into lists whose `sizes` add up to `limit` at most."""
+    group: list[int] = []
+    filled = 0
+    for i in positions:
+        if group and filled + sizes[i] > limit:
+            yield group
+            group, filled = [], 0
+        group.append(i)
+        filled += sizes[i]
+    if group:
+        yield group
+
+
+def add_counts(
+    step: DenseStep,
+    indices: Sequence[int],
+    clipped: torch.Tensor,
+    counted: Sequence[int],
+) -> None:
+    """Adds to the statistics of some of the optimizer's variables."""
+    assert step.clip_counts is not None
+    rows = step.clip_counts.value
+    where = torch.tensor(indices, device=rows.device)
+    rows.index_copy_(
+        0,
+        where,
+        statistics.add_to_rows(
+            rows.index_select(0, where),
+            clipped.to(rows.device),
+            torch.tensor(counted, device=rows.device),
+        ),
+    )
