@@ -105,7 +105,7 @@ def update(step: DenseStep, tensors: Tensors) -> None:
             [0] * (count + 1),
         )
     ]
-    pointers = [a.buffer_info()[0] for a in arrays]
+    pointers: list[int | None] = [a.buffer_info()[0] for a in arrays]
     if rows is None:
         pointers[7] = None
     packed = array("d", [scalar.item() for scalar in scalars])

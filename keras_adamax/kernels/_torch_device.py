@@ -6,8 +6,8 @@ float32 weight; Keras's ten multi-tensor operations move some 96). Of small
 ones a launch each would take longer than their elements: they are joined, so
 that a step takes a dozen launches however many there are.
 
-The function is compiled once for all shapes, at most once for each dtype and
-each combination of its three flags, and kept by torch's own cache on disk.
+The function is compiled once for all shapes (for each dtype, and each
+combination of its flags that occurs), and kept by torch's own cache on disk.
 Where it cannot be compiled (Triton is missing, say), its operations are run
 one after the other, on pieces, so that temporaries stay small.
 """
@@ -52,8 +52,9 @@ def update(
     *scalars, bias_correction = step.hyperparameters(
         step.learning_rate, step.dtype
     )
-    corrects = bias_correction is not None
-    packed = torch.stack([*scalars, *([bias_correction] if corrects else [])])
+    if bias_correction is None:
+        bias_correction = torch.ones_like(scalars[0])
+    packed = torch.stack([*scalars, bias_correction])
     packed = packed.to(device, non_blocking=True)
     clips = [
         excluded is not None and not excluded[index]
@@ -63,7 +64,7 @@ def update(
     order: list[int] = []
     clipped: list[torch.Tensor] = []
     for are_clipped in (True, False):
-        arguments = (packed, allowed, are_clipped, corrects)
+        arguments = (packed, allowed, are_clipped)
         chosen = [i for i, clip in enumerate(clips) if clip == are_clipped]
         small = [i for i in chosen if sizes[i] < _SMALL]
         for group in small_groups(small, sizes, _PIECE):
@@ -121,7 +122,9 @@ def _update_joined(
     joined = [torch.cat(part) for part in parts]
     mask = rule(*joined, *arguments, sums=False)
     for part, whole in zip(parts[1:], joined[1:], strict=True):
-        torch._foreach_copy_(part, list(whole.split(sizes)))
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            part, list(whole.split(sizes))
+        )
     lengths = torch.tensor(sizes, device=mask.device)
     # `unsafe`: a check of the lengths would wait for the device.
     return torch.segment_reduce(
@@ -137,7 +140,6 @@ def _rule(
     scalars: torch.Tensor,
     allowed: torch.Tensor | None,
     clips: bool,
-    corrects: bool,
     sums: bool,
 ) -> torch.Tensor:
     """`update_rule.update` on vectors, in place.
@@ -146,20 +148,26 @@ def _rule(
         The number of clipped elements, int64, shape (1,), if `sums`; otherwise
         float32, 1 where an element was clipped.
     """
-    learning_rate, beta_1, beta_2, epsilon, multiplier, offset = scalars[:6]
+    (
+        learning_rate,
+        beta_1,
+        beta_2,
+        epsilon,
+        clip_multiplier,
+        clip_epsilon,
+        bias_correction,
+    ) = scalars
     g = g.to(m.dtype)
     is_clipped = torch.zeros_like(g, dtype=torch.bool)
     if clips:
-        bound = (multiplier * u + offset).clamp(max=FLOAT32_MAX)
+        bound = (clip_multiplier * u + clip_epsilon).clamp(max=FLOAT32_MAX)
         is_clipped = g.abs() > bound
         g = g.clamp(-bound, bound)
     new_m = beta_1 * m + (1.0 - beta_1) * g
     new_u = torch.maximum(beta_2 * u, g.abs())
     denominator = new_u + epsilon
     is_zero = denominator == 0
-    denominator = torch.where(is_zero, 1.0, denominator)
-    if corrects:
-        denominator = scalars[6] * denominator
+    denominator = bias_correction * torch.where(is_zero, 1.0, denominator)
     change = torch.where(
         is_zero, 0.0 * new_m, learning_rate * new_m / denominator
     )
@@ -176,17 +184,19 @@ def _rule(
     return is_clipped.to(torch.float32)
 
 
-# One object, so that all optimizers share what was compiled.
-_compiled_rule = torch.compile(_rule, dynamic=True)
+@functools.cache
+def _compiled_rule() -> Rule:
+    """One object, so that all optimizers share what was compiled."""
+    return torch.compile(_rule, dynamic=True)
 
 
 @functools.cache
 def _failure(device_type: str) -> str | None:
     """Why the rule cannot be compiled; it is tried once a process."""
-    vectors = [torch.ones(64, device=device_type) for _ in range(4)]
-    scalars = torch.ones(6, device=device_type)
+    g, w, m, u = (torch.ones(64, device=device_type) for _ in range(4))
+    scalars = torch.ones(7, device=device_type)
     try:
-        _compiled_rule(*vectors, scalars, None, True, False, sums=True)
+        _compiled_rule()(g, w, m, u, scalars, None, True, sums=True)
     except Exception as error:  # torch documents no class for it.
         logging.getLogger(__name__).info(
             "Updates on %s are not compiled: %s", device_type, error
@@ -205,7 +215,7 @@ def _rule_for(kernel: str, device_type: str) -> Rule:
         return _rule
     failure = _failure(device_type)
     if failure is None:
-        return _compiled_rule
+        return _compiled_rule()
     if kernel == "compiled":
         raise RuntimeError(
             f"`{SETTING}` must be 'auto', 'eager' or 'reference' where "

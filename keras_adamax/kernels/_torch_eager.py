@@ -105,7 +105,7 @@ _threads = threading.local()
 
 def _scratch(dtype: torch.dtype) -> _Scratch:
     """The scratch memory of this thread."""
-    kept = vars(_threads)
+    kept = vars(_threads).setdefault("scratch", {})
     if dtype not in kept:
         kept[dtype] = _Scratch(dtype)
     return kept[dtype]
@@ -129,8 +129,8 @@ def _update_one(
             *(tensor.reshape(-1).split(PIECE) for tensor in whole), strict=True
         )
     clipped = 0
-    for piece in pieces:
-        is_clipped = _update_piece(*piece, scalars, clips, scratch)
+    for g, w, m, u in pieces:
+        is_clipped = _update_piece(g, w, m, u, scalars, clips, scratch)
         if clips:
             clipped += int(is_clipped.sum().item())
     return clipped
@@ -154,12 +154,12 @@ def _update_joined(
         )
     )
     sizes = [weight.numel() for weight in weights]
-    joined = scratch.joined(sum(sizes))
+    g, w, m, u = joined = scratch.joined(sum(sizes))
     for parts, whole in zip(
         (gradients, weights, momentums, norms), joined, strict=True
     ):
         torch.cat([part.to(whole.dtype) for part in parts], out=whole)
-    is_clipped = _update_piece(*joined, scalars, clips, scratch)
+    is_clipped = _update_piece(g, w, m, u, scalars, clips, scratch)
     for parts, whole in zip(
         (weights, momentums, norms), joined[1:], strict=True
     ):

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+# In a scope without state, values must not change in place.
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
 from keras_adamax import statistics
 from keras_adamax.kernels import DenseStep
 
@@ -55,6 +58,8 @@ def sort(step: DenseStep) -> tuple[dict[torch.device, Tensors], list[int]]:
         The tensors, and the positions in `step` of those that are no plain
         tensors, or lie in memory in another order than their elements.
     """
+    if in_stateless_scope():
+        return {}, list(range(len(step.indices)))
     plain: dict[torch.device, Tensors] = {}
     others = []
     for position, (index, gradient, *variables) in enumerate(
