@@ -1,6 +1,8 @@
-"""torch: sparse COO gradients, no autograd, a branch on the host."""
+"""torch: sparse COO gradients, no autograd, nothing traced."""
 
 import contextlib
+import contextvars
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,17 +10,56 @@ import keras
 import numpy as np
 import torch
 
-from keras_adamax.kernels import DenseStep
+from keras_adamax.kernels import (
+    DenseStep,
+    _torch_compiled,
+    _torch_device,
+    _torch_eager,
+    _torch_tensors,
+)
 
 Tensor = Any
 
 CHOICES = ("auto", "compiled", "eager", "reference")
 
 
+# Whether the update that is under way may change anything, where only its
+# device knows.
+_allowed: contextvars.ContextVar[torch.Tensor | None] = contextvars.ContextVar(
+    "allowed", default=None
+)
+
+
+@torch.compiler.disable
 def update_dense(step: DenseStep) -> None:
-    """Updates the variables of `step` in place."""
-    for gradient, weight in zip(step.gradients, step.weights, strict=True):
-        step.optimizer.update_step(gradient, weight, step.learning_rate)
+    """Updates the variables of `step` in place.
+
+    Where Keras's training step is traced by `torch.compile`, this call stays
+    outside of the graph.
+    """
+    allowed = _allowed.get()
+    plain, others = _torch_tensors.sort(step)
+    for device, tensors in plain.items():
+        if not _is_host(device):
+            on_device = None if allowed is None else allowed.to(device)
+            _torch_device.update(step, tensors, on_device)
+        elif allowed is not None and not allowed:
+            continue
+        elif _torch_compiled.serves(step.kernel):
+            _torch_compiled.update(step, tensors)
+        else:
+            _torch_eager.update(step, tensors)
+    if others and (allowed is None or allowed):
+        for position in others:
+            step.optimizer.update_step(
+                step.gradients[position],
+                step.weights[position],
+                step.learning_rate,
+            )
+
+
+def _is_host(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
@@ -101,23 +142,73 @@ def is_replicated() -> bool:
 def is_finite(gradients: Sequence[Any]) -> Tensor:
     """Whether all elements of all gradients are finite."""
     values = [rows(g)[1] if is_sparse(g) else g for g in gradients]
-    return torch.stack([torch.isfinite(value).all() for value in values]).all()
+    values = [value for value in values if value.numel()]
+    if not values:
+        return torch.tensor(True)
+    if not _is_host(values[0].device):
+        norm = torch.nn.utils.get_total_norm(values, norm_type=math.inf)
+        return torch.isfinite(norm)
+    # A sum is finite only if all its terms are; the reverse fails where it
+    # overflows, which is seldom. Norms and masks take ten times as long.
+    sums = torch.stack([value.sum().to(torch.float64) for value in values])
+    if torch.isfinite(sums).all():
+        return torch.tensor(True)
+    return torch.tensor(all(torch.isfinite(value).all() for value in values))
 
 
+@torch.compiler.disable
 def apply_if(
     finite: Tensor,
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: Any,
     apply: Callable[[list, list], None],
     gradients: list,
     variables: list,
     skipped_steps: keras.Variable,
 ) -> None:
-    """Calls `apply(gradients, variables)` or counts a skipped step."""
-    del optimizer
-    if finite:
+    """Calls `apply(gradients, variables)` or counts a skipped step.
+
+    On the CPU the host decides. Elsewhere it would have to wait for the
+    device: the update is made, and each kernel selects between its old and new
+    values, at no cost, as is done for the few small variables beside. Where
+    more than our update changes something (weight decay, a moving average,
+    accumulation, constraints) or something else makes the update (sparse rows,
+    the reference), the host waits: less than a copy of all that would cost.
+    """
+    if _is_host(finite.device) or not _can_select(
+        optimizer, gradients, variables
+    ):
+        if finite:
+            apply(gradients, variables)
+        else:
+            skipped_steps.assign_add(1)
+        return
+    state = {id(v) for v in (*optimizer._momentums, *optimizer._norms)}
+    small = [v.value for v in optimizer.variables if id(v) not in state]
+    kept = [value.clone() for value in small]
+    token = _allowed.set(finite)
+    try:
         apply(gradients, variables)
-    else:
-        skipped_steps.assign_add(1)
+    finally:
+        _allowed.reset(token)
+    for value, old in zip(small, kept, strict=True):
+        value.copy_(torch.where(finite, value, old))
+    skipped_steps.assign_add((~finite).to(skipped_steps.value.dtype))
+
+
+def _can_select(optimizer: Any, gradients: list, variables: list) -> bool:
+    """Whether nothing but the fused update changes large variables."""
+    return (
+        optimizer._kernel_choice != "reference"
+        and optimizer.weight_decay is None
+        and not optimizer.use_ema
+        and not optimizer.gradient_accumulation_steps
+        and not any(is_sparse(gradient) for gradient in gradients)
+        and all(
+            variable.constraint is None
+            and not getattr(variable, "overwrite_with_gradient", False)
+            for variable in variables
+        )
+    )
 
 
 def measure(

@@ -1,0 +1,124 @@
+"""The update of CPU tensors by a compiled library, all of them in one call."""
+
+import functools
+import logging
+from array import array
+from collections.abc import Sequence
+
+import torch
+
+from keras_adamax.kernels import SETTING, DenseStep, _torch_library
+from keras_adamax.kernels._torch_tensors import Tensors, not_clipped
+
+# Of weight and gradient: its number in the table of `_torch_cpu.cpp`.
+_KINDS = {
+    (torch.float32, torch.float32): 0,
+    (torch.float64, torch.float64): 1,
+    (torch.float16, torch.float16): 2,
+    (torch.float16, torch.float32): 3,
+    (torch.bfloat16, torch.bfloat16): 4,
+    (torch.bfloat16, torch.float32): 5,
+}
+_WEIGHTS = frozenset(weight for weight, _ in _KINDS)
+# To make a thread takes a tenth of the time that it needs for so many.
+_ELEMENTS_PER_THREAD = 2**17
+
+
+@functools.cache
+def _failure() -> str | None:
+    """Why there is no library; it is tried once a process."""
+    try:
+        _torch_library.load()
+    except _torch_library.CompilationError as error:
+        logging.getLogger(__name__).info(
+            "Updates of CPU tensors are not compiled: %s", error
+        )
+        return str(error)
+    return None
+
+
+def serves(kernel: str) -> bool:
+    """Whether there is a compiled library for the chosen kernel.
+
+    Raises:
+        RuntimeError: If there is none and `kernel` is "compiled".
+    """
+    if kernel == "eager":
+        return False
+    failure = _failure()
+    if failure is not None and kernel == "compiled":
+        raise RuntimeError(
+            f"`{SETTING}` must be 'auto', 'eager' or 'reference' where no C++ "
+            f"compiler (GCC or Clang) works. Received: {SETTING}='compiled'. "
+            "Install one, or name it in the environment variable `CXX`. "
+            f"{failure}"
+        )
+    return failure is None
+
+
+def update(step: DenseStep, tensors: Tensors) -> None:
+    """Updates CPU tensors in place, and their rows of `clip_counts`."""
+    excluded = not_clipped(step)
+    *scalars, bias_correction = step.hyperparameters(
+        step.learning_rate, step.dtype
+    )
+    state_dtype = tensors.norms[0].dtype
+    # Those of other dtypes, or in another order, are copied.
+    gradients = [
+        gradient
+        if (weight.dtype, gradient.dtype) in _KINDS and gradient.is_contiguous()
+        else gradient.to(state_dtype).contiguous()
+        for gradient, weight in zip(
+            tensors.gradients, tensors.weights, strict=True
+        )
+    ]
+    kinds = [
+        _KINDS[weight.dtype, gradient.dtype]
+        for gradient, weight in zip(gradients, tensors.weights, strict=True)
+    ]
+    clips = [
+        0 if excluded is None or excluded[index] else 1
+        for index in tensors.indices
+    ]
+    sizes = [weight.numel() for weight in tensors.weights]
+    count = len(sizes)
+    changed = [*tensors.weights, *tensors.momentums, *tensors.norms]
+    rows = None
+    if step.clip_counts is not None:
+        counts = step.clip_counts.value
+        width = counts.stride(0) * counts.element_size()
+        first = counts.data_ptr()
+        rows = [first + index * width for index in tensors.indices]
+        changed.append(counts)
+    arrays = [
+        array("q", numbers_)
+        for numbers_ in (
+            kinds,
+            clips,
+            sizes,
+            _addresses(gradients),
+            _addresses(tensors.weights),
+            _addresses(tensors.momentums),
+            _addresses(tensors.norms),
+            rows or (),
+            [0] * count,
+            [0] * (count + 1),
+        )
+    ]
+    pointers: list[int | None] = [a.buffer_info()[0] for a in arrays]
+    if rows is None:
+        pointers[7] = None
+    packed = array("d", [scalar.item() for scalar in scalars])
+    packed.append(1.0 if bias_correction is None else bias_correction.item())
+    threads = min(
+        torch.get_num_threads(), 1 + sum(sizes) // _ELEMENTS_PER_THREAD
+    )
+    _torch_library.load().keras_adamax_update(
+        count, *pointers, packed.buffer_info()[0], threads
+    )
+    # Autograd notices a change of what it saved, as after torch's own.
+    torch.autograd.graph.increment_version(changed)
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

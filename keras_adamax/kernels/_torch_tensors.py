@@ -1,0 +1,157 @@
+"""What a step is about, as torch tensors: lists with an entry a variable."""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+# In a scope without state, values must not change in place.
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from keras_adamax import statistics
+from keras_adamax.kernels import DenseStep
+
+# Of a subclass, such as a distributed tensor, only torch knows the memory.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+@dataclass
+class Tensors:
+    """Some of the variables of a step.
+
+    Attributes:
+        indices: Which of the optimizer's variables they are.
+        gradients: Dense, of any float dtype and any layout.
+        weights: To be updated in place; contiguous, as are the next two.
+        momentums: First moment of each.
+        norms: Infinity norm of each.
+    """
+
+    indices: list[int] = field(default_factory=list)
+    gradients: list[torch.Tensor] = field(default_factory=list)
+    weights: list[torch.Tensor] = field(default_factory=list)
+    momentums: list[torch.Tensor] = field(default_factory=list)
+    norms: list[torch.Tensor] = field(default_factory=list)
+
+    def add(
+        self,
+        index: int,
+        gradient: torch.Tensor,
+        weight: torch.Tensor,
+        momentum: torch.Tensor,
+        norm: torch.Tensor,
+    ) -> None:
+        """Adds a variable."""
+        self.indices.append(index)
+        self.gradients.append(gradient)
+        self.weights.append(weight)
+        self.momentums.append(momentum)
+        self.norms.append(norm)
+
+
+def sort(step: DenseStep) -> tuple[dict[torch.device, Tensors], list[int]]:
+    """The tensors of a step that can be updated in place, by their device.
+
+    Returns:
+        The tensors, and the positions in `step` of those that are no plain
+        tensors, or lie in memory in another order than their elements.
+    """
+    if in_stateless_scope():
+        return {}, list(range(len(step.indices)))
+    plain: dict[torch.device, Tensors] = {}
+    others = []
+    for position, (index, gradient, *variables) in enumerate(
+        zip(
+            step.indices,
+            step.gradients,
+            step.weights,
+            step.momentums,
+            step.norms,
+            strict=True,
+        )
+    ):
+        # Keras's `value` takes microseconds for what does not matter here.
+        weight, momentum, norm = (variable._value for variable in variables)
+        device = weight.device
+        if (
+            type(gradient) in _PLAIN
+            and type(weight) in _PLAIN
+            and type(momentum) in _PLAIN
+            and type(norm) in _PLAIN
+            and gradient.layout is torch.strided
+            and not gradient.is_neg()
+            and gradient.is_floating_point()
+            and gradient.shape == weight.shape
+            and weight.is_contiguous()
+            and momentum.is_contiguous()
+            and norm.is_contiguous()
+            and gradient.device == device
+            and momentum.device == device
+            and norm.device == device
+        ):
+            if device not in plain:
+                plain[device] = Tensors()
+            plain[device].add(index, gradient, weight, momentum, norm)
+        else:
+            others.append(position)
+    return plain, others
+
+
+_exclusions: "weakref.WeakKeyDictionary[Any, tuple[Any, int, list[bool]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def not_clipped(step: DenseStep) -> list[bool] | None:
+    """For each of the optimizer's variables; `None` where none is clipped.
+
+    They change when a state is loaded, and are read then alone: reading waits
+    for a device.
+    """
+    if step.exclusions is None:
+        return None
+    value = step.exclusions.value
+    known = _exclusions.get(step.optimizer)
+    if known is None or known[0] is not value or known[1] != value._version:
+        flags = [flag > 0 for flag in value.tolist()]
+        known = _exclusions[step.optimizer] = (value, value._version, flags)
+    return known[2]
+
+
+def small_groups(
+    positions: Sequence[int], sizes: Sequence[int], limit: int
+) -> Iterator[list[int]]:
+    """Splits `positions` into lists whose `sizes` add up to `limit` at most."""
+    group: list[int] = []
+    filled = 0
+    for i in positions:
+        if group and filled + sizes[i] > limit:
+            yield group
+            group, filled = [], 0
+        group.append(i)
+        filled += sizes[i]
+    if group:
+        yield group
+
+
+def add_counts(
+    step: DenseStep,
+    indices: Sequence[int],
+    clipped: torch.Tensor,
+    counted: Sequence[int],
+) -> None:
+    """Adds to the statistics of some of the optimizer's variables."""
+    assert step.clip_counts is not None
+    rows = step.clip_counts.value
+    where = torch.tensor(indices, device=rows.device)
+    rows.index_copy_(
+        0,
+        where,
+        statistics.add_to_rows(
+            rows.index_select(0, where),
+            clipped.to(rows.device),
+            torch.tensor(counted, device=rows.device),
+        ),
+    )
