@@ -68,7 +68,7 @@ def _best(run: Callable[[], object], repetitions: int) -> float:
 
 
 def measure_cpu(
-    elements: int | None = None, repetitions: int = 12
+    elements: int | None = None, repetitions: int = 8
 ) -> dict[str, float]:
     """Bytes a second of each pattern, by all cores together."""
     elements = elements or _elements()

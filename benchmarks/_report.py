@@ -39,7 +39,7 @@ def write_json(results: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_ratios(
-    panels: Sequence[Mapping[str, Any]], title: str, path: Path
+    panels: Sequence[Mapping[str, Any]], title: str, notes: str, path: Path
 ) -> None:
     """Draws medians and quartiles of ratios, a panel for each comparison.
 
@@ -49,6 +49,7 @@ def draw_ratios(
             "lower_quartile", "upper_quartile"}), "notes" (row number to text
             at the right) and "limits" (row number to a bar).
         title: Of the figure.
+        notes: What the notes at the right say.
         path: The PNG file.
     """
     import matplotlib
@@ -82,7 +83,8 @@ def draw_ratios(
         axis.remove()
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(
-        "time, as a ratio to Keras's Adamax: median of rounds, with quartiles",
+        "time, as a ratio to Keras's Adamax: median of rounds, with quartiles; "
+        f"at the right: {notes}",
         fontsize=9,
     )
     figure.legend(

@@ -192,6 +192,8 @@ class _TensorFlow(Stepper):
         import tensorflow as tf
 
         super().prepare()
+        # It warns of retracing where several functions have one name.
+        tf.get_logger().setLevel("ERROR")
 
         @tf.function(jit_compile=self._jit_compile)
         def apply(gradients):
@@ -216,11 +218,13 @@ class _Jax(Stepper):
 
         super().prepare()
 
-        def apply(state, gradients, weights):
+        # JAX pairs what is donated with what is returned by shape, in order:
+        # in another order it would copy all of the state.
+        def apply(weights, state, gradients):
             self._traces += 1
             return self.optimizer.stateless_apply(state, gradients, weights)
 
-        self._apply = jax.jit(apply, donate_argnums=(0, 2))
+        self._apply = jax.jit(apply, donate_argnums=(0, 1))
         # The variables are left with deleted buffers, so that nothing is
         # there twice.
         self._state = [v.value for v in self.optimizer.variables]
@@ -228,7 +232,7 @@ class _Jax(Stepper):
 
     def step(self, gradients: list[Any]) -> None:
         self._weights, self._state = self._apply(
-            self._state, gradients, self._weights
+            self._weights, self._state, gradients
         )
 
     def wait(self) -> None:
@@ -250,12 +254,12 @@ class _Optax(_Jax):
         import jax
         import optax
 
-        def apply(state, gradients, weights):
+        def apply(weights, state, gradients):
             self._traces += 1
             updates, state = self.optimizer.update(gradients, state, weights)
             return optax.apply_updates(weights, updates), state
 
-        self._apply = jax.jit(apply, donate_argnums=(0, 2))
+        self._apply = jax.jit(apply, donate_argnums=(0, 1))
         self._weights = [v.value for v in self.variables]
         self._state = self.optimizer.init(self._weights)
 
