@@ -1,7 +1,6 @@
 """The memory of a process: what is resident now, and at most since a mark."""
 
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -29,17 +28,26 @@ class HostMemory:
     def _peak(self) -> int:
         if self._is_linux:
             return _status("VmHWM")
+        import resource  # not on Windows
+
         # In bytes on macOS.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def mark(self) -> None:
-        """Forgets the peak so far, and measures from what is there now."""
+        """Measures from what is there now."""
+        self.forget()
+        self._start = self._peak()
+
+    def forget(self) -> None:
+        """Forgets the peak so far, where that can be."""
         if self._is_linux:
             _CLEAR_REFS.write_text("5")
-            self._start = _status("VmRSS")
 
     def peak(self) -> int:
-        """The most bytes since the last mark, above what was there then."""
+        """The most bytes that were not forgotten, above those at the mark.
+
+        What an allocator keeps for later, and compiled code, is part of it.
+        """
         return self._peak() - self._start
 
 
@@ -54,9 +62,13 @@ class TorchMemory:
 
     def mark(self) -> None:
         """As of `HostMemory`."""
+        self.forget()
+        self._start = self._cuda.memory_allocated()
+
+    def forget(self) -> None:
+        """As of `HostMemory`."""
         self._cuda.synchronize()
         self._cuda.reset_peak_memory_stats()
-        self._start = self._cuda.memory_allocated()
 
     def peak(self) -> int:
         """As of `HostMemory`."""
@@ -74,8 +86,11 @@ class JaxMemory:
         self._start = 0
 
     def mark(self) -> None:
-        """Measures from what is there now."""
+        """As of `HostMemory`."""
         self._start = self._device.memory_stats()["bytes_in_use"]
+
+    def forget(self) -> None:
+        """It cannot."""
 
     def peak(self) -> int:
         """As of `HostMemory`."""

@@ -56,7 +56,6 @@ def draw_ratios(
 
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
@@ -64,21 +63,14 @@ def draw_ratios(
     figure, axes = pyplot.subplots(
         lines,
         columns,
-        figsize=(7.2 * columns, (0.36 * rows + 1.1) * lines + 0.7),
+        figsize=(7.5 * columns, (0.34 * rows + 0.9) * lines + 1.2),
         squeeze=False,
         layout="constrained",
     )
     labels: dict[str, Any] = {}
     for panel, axis in zip(panels, axes.flat, strict=False):
         _draw_panel(panel, axis, labels)
-        axis.set_xscale("log")
-        low, high = axis.get_xlim()
-        steps = [1, 2, 5] if high / low > 3 else [1, 1.2, 1.5, 2, 3, 5, 7]
-        ticks = [step * 10.0**power for power in range(-5, 6) for step in steps]
-        axis.set_xticks([x for x in ticks if low <= x <= high])
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.minorticks_off()
+        _set_ticks(axis)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     figure.suptitle(title, fontsize=11)
@@ -88,12 +80,35 @@ def draw_ratios(
         fontsize=9,
     )
     figure.legend(
-        labels.values(), labels.keys(), loc="outside upper right", ncols=4
+        labels.values(),
+        labels.keys(),
+        loc="outside lower center",
+        ncols=len(labels),
+        fontsize=9,
+        frameon=False,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     print(f"Wrote {path}")
+
+
+def _set_ticks(axis: Any) -> None:
+    """Ratios on a logarithmic scale, where they are far from one another."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.margins(x=0.08)
+    low, high = axis.get_xlim()
+    if low <= 0 or high / low < 3:
+        axis.xaxis.set_major_locator(MaxNLocator(8))
+        return
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    steps = (1, 2, 5) if high / low > 30 else (1, 1.5, 2, 3, 5, 7)
+    ticks = [step * 10.0**power for power in range(-5, 6) for step in steps]
+    axis.set_xticks([x for x in ticks if low <= x <= high])
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.minorticks_off()
 
 
 def _draw_panel(
@@ -134,4 +149,3 @@ def _draw_panel(
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_title(panel["title"], fontsize=10, loc="left")
-    axis.margins(x=0.08)

@@ -363,7 +363,7 @@ def measure_memory_here():
     stepper.run(1)
     first = meter.peak()
     stepper.run(2)
-    meter.mark()
+    meter.forget()
     stepper.run(5)
     print(json.dumps({"first step": first, "step": meter.peak()}))
 
