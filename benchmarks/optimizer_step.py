@@ -13,7 +13,8 @@ reaches (`_bandwidth.py` says how both are counted). At the end come the bars
     KERAS_BACKEND=jax python benchmarks/optimizer_step.py --output DIR
     KERAS_BACKEND=torch python benchmarks/optimizer_step.py --output DIR
 
-and with `--memory` for the peaks of memory in place of the times. On
+and with `--memory` for the peaks of memory, and the first step of a process
+without anything in the caches of compilers, in place of the times. On
 TensorFlow both modes are measured, the plain graph that Keras uses on a CPU,
 and `jit_compile`.
 
@@ -30,6 +31,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import _bars
@@ -48,7 +50,13 @@ MEMORY_ARMS = (
     "ours_no_statistics",
     "ours",
     "ours_skip_nonfinite",
+    "ours_compiled",
+    "ours_eager",
 )
+# A machine may lack what these need.
+OPTIONAL_KERNELS = ("compiled", "eager")
+# Where torch and its compilers keep what they have compiled.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -117,7 +125,7 @@ def chosen_arms(workload, defaults=None):
     """The arms to compare on a workload, the baseline always with them."""
     arms = _arms.arms(ARGUMENTS.backend)
     names = ARGUMENTS.arms or defaults or list(arms)
-    unknown = set(names) - set(arms)
+    unknown = set(ARGUMENTS.arms or ()) - set(arms)
     if unknown:
         raise SystemExit(
             f"`--arms` must be of {', '.join(arms)} here. Received: "
@@ -170,9 +178,8 @@ def measure_case(gradients, percent, mode):
                 arm, percent, gradients, mode
             )
         except RuntimeError as error:
-            if arm.kernel not in ("compiled", "eager"):
+            if arm.kernel not in OPTIONAL_KERNELS:
                 raise
-            # A machine may lack what a kernel needs.
             print(f"{name} is skipped: it does not run here: {error}")
             skipped[name] = str(error)
     sample_seconds = 1e-3 if ARGUMENTS.quick else SAMPLE_SECONDS
@@ -274,7 +281,6 @@ def bar_values(cases):
         for name, result in arms.items():
             key = (case["mode"], case["workload"], name)
             values[*key, "ratio"] = result["ratio"]["median"]
-            values[*key, "first step"] = result["first_step_seconds"]
             if "ours" in arms:
                 pairs = zip(
                     result["ratios"], arms["ours"]["ratios"], strict=True
@@ -360,23 +366,39 @@ def measure_memory_here():
     gc.collect()
     meter = _memory.meter(ARGUMENTS.backend, _steps.accelerator())
     meter.mark()
+    began = time.perf_counter()
     stepper.run(1)
+    seconds = time.perf_counter() - began
     first = meter.peak()
     stepper.run(2)
     meter.forget()
     stepper.run(5)
-    print(json.dumps({"first step": first, "step": meter.peak()}))
+    peaks = {"first step": first, "step": meter.peak()}
+    print(json.dumps({**peaks, "first step seconds": seconds}))
 
 
 def start_memory_process(arm, workload, mode):
-    """Bytes above gradients, weights and state, in a fresh process."""
+    """Bytes above gradients, weights and state, in a fresh process.
+
+    It finds nothing that was compiled before, so that its first step takes
+    what it takes a user once.
+    """
     command = [sys.executable, __file__, "--backend", ARGUMENTS.backend]
     command += ["--workloads", workload.name, "--measure-memory", arm.name]
     if ARGUMENTS.backend == "tensorflow":
         command += ["--mode", mode]
     if ARGUMENTS.quick:
         command.append("--quick")
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            env=os.environ | dict.fromkeys(CACHES, folder),
+            text=True,
+        )
+    if done.returncode and arm.kernel in OPTIONAL_KERNELS:
+        print(f"{arm.name} is skipped: it does not run here, see above.")
+        return None
     if done.returncode:
         raise RuntimeError(f"{arm.name} failed in a process of its own.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -393,16 +415,19 @@ def measure_memory(header):
             peaks = {arm.name: [] for arm in arms}
             for _ in range(runs):
                 for arm in arms:
-                    peaks[arm.name].append(
-                        start_memory_process(arm, workload, mode)
-                    )
-            case = memory_case(workload, mode, peaks)
+                    peak = start_memory_process(arm, workload, mode)
+                    if peak is not None:
+                        peaks[arm.name].append(peak)
+            measured = {arm: runs for arm, runs in peaks.items() if runs}
+            case = memory_case(workload, mode, measured)
             print_memory_case(case)
             cases.append(case)
             for arm, result in case["arms"].items():
                 for phase in ("step", "first step"):
                     key = (mode, name, arm, f"memory of {article(phase)}")
                     values[key] = result[phase]["ratio"]
+                key = (mode, name, arm, "first step")
+                values[key] = result["first_step_seconds"]
     return {**header, "cases": cases}, values
 
 
@@ -427,10 +452,13 @@ def memory_case(workload, mode, peaks):
         }
         for name, runs in peaks.items()
     }
-    for result in arms.values():
+    for name, result in arms.items():
         for phase, peak in result.items():
             base = arms[BASELINE][phase]["median_bytes_above"]
             peak["ratio"] = (kept + peak["median_bytes_above"]) / (kept + base)
+        result["first_step_seconds"] = statistics.median(
+            run["first step seconds"] for run in peaks[name]
+        )
     return {
         "workload": workload.name,
         "mode": mode,
@@ -448,7 +476,7 @@ def print_memory_case(case):
     )
     print(
         f"    {'':22} {'step':>9} {'ratio':>7}   {'first step':>10} "
-        f"{'ratio':>7}   (ratios: with those MB)"
+        f"{'ratio':>7}   takes   (ratios: with those MB)"
     )
     for name, result in case["arms"].items():
         step, first = result["step"], result["first step"]
@@ -456,7 +484,7 @@ def print_memory_case(case):
             f"    {name:22} {step['median_bytes_above'] / 1e6:6.1f} MB "
             f"{step['ratio']:7.3f}   "
             f"{first['median_bytes_above'] / 1e6:7.1f} MB "
-            f"{first['ratio']:7.3f}",
+            f"{first['ratio']:7.3f} {result['first_step_seconds']:6.1f} s",
             flush=True,
         )
 

@@ -140,6 +140,7 @@ def test_memory_of_a_step(tmp_path):
         for phase in ("step", "first step"):
             assert arm[phase]["median_bytes_above"] >= 0
             assert math.isfinite(arm[phase]["ratio"])
+        assert arm["first_step_seconds"] > 0
     assert case["bytes_of_gradients_weights_and_state"] == 16 * 64 * 64
 
 
