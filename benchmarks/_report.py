@@ -45,7 +45,7 @@ def draw_ratios(
 
     Args:
         panels: Of each the "title", "rows" (what stands at the left of each
-            row), "series" (label to row number to {"median",
+            row), "series" (at most three; label to row number to {"median",
             "lower_quartile", "upper_quartile"}), "notes" (row number to text
             at the right) and "limits" (row number to a bar).
         title: Of the figure.
@@ -67,21 +67,20 @@ def draw_ratios(
         squeeze=False,
         layout="constrained",
     )
+    every_label = sorted({x for panel in panels for x in panel["series"]})
     labels: dict[str, Any] = {}
     for panel, axis in zip(panels, axes.flat, strict=False):
-        _draw_panel(panel, axis, labels)
+        _draw_panel(panel, axis, every_label, labels)
         _set_ticks(axis)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     figure.suptitle(title, fontsize=11)
-    figure.supxlabel(
-        "time, as a ratio to Keras's Adamax: median of rounds, with quartiles; "
-        f"at the right: {notes}",
-        fontsize=9,
-    )
     figure.legend(
         labels.values(),
         labels.keys(),
+        title="time, as a ratio to Keras's Adamax: median of rounds, with "
+        f"quartiles\nat the right: {notes}",
+        title_fontsize=9,
         loc="outside lower center",
         ncols=len(labels),
         fontsize=9,
@@ -112,10 +111,14 @@ def _set_ticks(axis: Any) -> None:
 
 
 def _draw_panel(
-    panel: Mapping[str, Any], axis: Any, labels: dict[str, Any]
+    panel: Mapping[str, Any],
+    axis: Any,
+    every_label: Sequence[str],
+    labels: dict[str, Any],
 ) -> None:
     names = list(panel["rows"])
     count = len(panel["series"])
+    colors = dict(zip(every_label, COLORS, strict=False))
     for number, (label, points) in enumerate(panel["series"].items()):
         shift = 0.22 * (number - (count - 1) / 2)
         at = [row + shift for row in points]
@@ -129,7 +132,7 @@ def _draw_panel(
             fmt="o",
             markersize=4,
             capsize=2,
-            color=COLORS[number % len(COLORS)],
+            color=colors[label],
         )
     for row, limit in panel["limits"].items():
         (labels["bar"],) = axis.plot(
