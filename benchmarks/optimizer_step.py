@@ -242,6 +242,11 @@ def clip_rate(stepper, snapshot):
     return None if math.isnan(rate) else rate
 
 
+def short(ratio):
+    """Two decimals, and two digits of small ones."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def print_case(case):
     """Prints the table of a case."""
     words = _arms.arms(ARGUMENTS.backend)
@@ -252,7 +257,7 @@ def print_case(case):
         f"{case['bandwidth']['bytes_per_second'] / 1e9:.0f} GB/s"
     )
     print(
-        f"    {'':30} {'ratio':>6}  {'quartiles':13} {'fastest':>7} "
+        f"    {'':30} {'ratio':>7}  {'quartiles':>13}     {'fastest':>7} "
         f"{'ms':>9} {'bandwidth':>9} {'clipped':>8} {'first step':>10}"
     )
     for name, result in case["arms"].items():
@@ -260,9 +265,10 @@ def print_case(case):
         share = result.get("bandwidth_fraction")
         rate = result.get("clip_rate")
         print(
-            f"    {words[name].words:30} {ratio['median']:6.2f}  "
-            f"{ratio['lower_quartile']:5.2f} - {ratio['upper_quartile']:5.2f} "
-            f"{result['ratio_of_fastest']:7.2f} "
+            f"    {words[name].words:30} {short(ratio['median']):>7}  "
+            f"{short(ratio['lower_quartile']):>7} - "
+            f"{short(ratio['upper_quartile']):7} "
+            f"{short(result['ratio_of_fastest']):>7} "
             f"{result['median_seconds'] * 1e3:9.3f} "
             f"{'' if share is None else f'{share:.0%}':>9} "
             f"{'' if rate is None else f'{rate:.2%}':>8} "
