@@ -639,15 +639,18 @@ class AdamaxClipped(RestorableOptimizer):
         is_excluded = None
         if self.clip_gradients:
             is_excluded = ops.convert_to_tensor(self._exclusions)[index] > 0.0
-        *values, clipped = update_rule.update(
+        weight, momentum, norm = values
+        weight, momentum, norm, clipped = update_rule.update(
             gradient,
-            *values,
-            self._hyperparameters_of_step(learning_rate, values[1].dtype),
+            weight,
+            momentum,
+            norm,
+            self._hyperparameters_of_step(learning_rate, norm.dtype),
             is_excluded,
         )
         if self.clip_gradients and self.track_clip_rate:
             self._count(index, clipped, is_counted, is_excluded)
-        return values
+        return weight, momentum, norm
 
     def _hyperparameters_of_step(
         self, learning_rate: Tensor, dtype: Any

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import sparse as jax_sparse
 
 from keras_adamax.kernels import DenseStep, _xla_form
@@ -238,7 +239,7 @@ def apply_if(
         del gradients
         return values
 
-    if not isinstance(finite, jax.core.Tracer):
+    if not isinstance(finite, Tracer):
         if finite:
             apply(gradients, variables)
     elif jax.default_backend() == "cpu":

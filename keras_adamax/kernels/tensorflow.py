@@ -99,17 +99,19 @@ def _compile(step: DenseStep) -> Callable[[list[Tensor], Any], None]:
         h = scalars if has_schedules else hyperparameters(scalars, dtype)
         clipped = []
         for i, index in enumerate(indices):
-            variables = (weights[i], momentums[i], norms[i])
+            w, m, u = weights[i], momentums[i], norms[i]
             values, number = update_one(
                 gradients[i],
-                *(variable.read_value() for variable in variables),
+                w.read_value(),
+                m.read_value(),
+                u.read_value(),
                 h,
                 None if exclusions is None else exclusions[index] > 0.0,
             )
-            for variable, value in zip(variables, values, strict=True):
+            for variable, value in zip((w, m, u), values, strict=True):
                 variable.assign(value)
             clipped.append(number)
-        if clip_counts is not None:
+        if clip_counts is not None and exclusions is not None:
             clip_counts.assign(
                 _xla_form.next_counts(
                     tf.convert_to_tensor(clip_counts),
