@@ -46,6 +46,10 @@ def _adds_slabs() -> bool:
     return keras.distribution.distribution() is None
 
 
+def _is_on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, keras.Variable) else x
 
@@ -62,37 +66,53 @@ def _update(
     indices: tuple[int, ...],
     in_slabs: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]:
-    new: tuple[list, list, list] = ([], [], [])
-    clipped = []
-    for index, (g, w, m, u) in zip(
-        indices, zip(*tensors, strict=True), strict=True
-    ):
-        is_excluded = None if exclusions is None else exclusions[index] > 0.0
-        values = _xla_form.update(g, w, m, u, hyperparameters, is_excluded)
-        for values_of_all, value in zip(new, values, strict=True):
-            values_of_all.append(value)
-        if rows is not None:
-            clipped.append(
-                _count(_xla_form.count_clipped, in_slabs, g, values[2])
+    gradients, *_ = tensors
+    of_all = None
+    if exclusions is not None:
+        dtype = keras.backend.standardize_dtype(tensors[3][0].dtype)
+        of_all = _xla_form.bounds(hyperparameters, exclusions, dtype)
+    new: list[tuple[Tensor, Tensor, Tensor]] = []
+    sizes = [w.size for w in tensors[1]]
+    for start, end in _xla_form.groups(sizes, on_cpu=_is_on_cpu()):
+        if new:
+            hyperparameters = _xla_form.after(new[-1], hyperparameters)
+        for i in range(start, end):
+            g, w, m, u = (values[i] for values in tensors)
+            scalars = of_all and _xla_form.Bounds(
+                *(x[indices[i]] for x in of_all)
             )
+            new.append(_xla_form.update(g, w, m, u, hyperparameters, scalars))
+    weights, momentums, norms = map(list, zip(*new, strict=True))
     if rows is None or exclusions is None:
-        return *new, None
-    shapes = [w.shape for w in tensors[1]]
-    return *new, _xla_form.next_counts(
-        rows, clipped, shapes, indices, exclusions
+        return weights, momentums, norms, None
+
+    def count(pairs: Sequence[tuple[Tensor, Tensor]], in_slabs: bool) -> Tensor:
+        return _xla_form.totals(
+            [_xla_form.clipped_parts(g, u, in_slabs) for g, u in pairs]
+        )
+
+    clipped = _on_platform(
+        count, in_slabs, list(zip(gradients, norms, strict=True))
+    )
+    shapes = [w.shape for w in weights]
+    return (
+        weights,
+        momentums,
+        norms,
+        _xla_form.next_counts(rows, clipped, shapes, indices, exclusions),
     )
 
 
-def _count(
-    counter: Callable[..., Tensor], in_slabs: bool, *tensors: Tensor
+def _on_platform(
+    function: Callable[..., Tensor], in_slabs: bool, values: Any
 ) -> Tensor:
-    """`counter(*tensors, in_slabs)`; slabs help a CPU and nothing else."""
+    """`function(values, in_slabs)`; slabs help a CPU and nothing else."""
     if not in_slabs:
-        return counter(*tensors, in_slabs=False)
+        return function(values, in_slabs=False)
     return jax.lax.platform_dependent(
-        *tensors,
-        cpu=functools.partial(counter, in_slabs=True),
-        default=functools.partial(counter, in_slabs=False),
+        values,
+        cpu=functools.partial(function, in_slabs=True),
+        default=functools.partial(function, in_slabs=False),
     )
 
 
@@ -206,10 +226,7 @@ def is_finite(gradients: Sequence[Any]) -> Tensor:
 
 @functools.partial(jax.jit, static_argnames="in_slabs", inline=True)
 def _are_finite(tensors: list[Tensor], in_slabs: bool) -> Tensor:
-    def counter(*tensors: Tensor, in_slabs: bool) -> Tensor:
-        return _xla_form.are_finite(tensors, in_slabs)
-
-    return _count(counter, in_slabs, *tensors)
+    return _on_platform(_xla_form.are_finite, in_slabs, tensors)
 
 
 def apply_if(
@@ -242,7 +259,7 @@ def apply_if(
     if not isinstance(finite, Tracer):
         if finite:
             apply(gradients, variables)
-    elif jax.default_backend() == "cpu":
+    elif _is_on_cpu():
         # In place, where a selection keeps a copy of all that it may restore.
         assign(jax.lax.cond(finite, updated, unchanged, before, gradients))
     else:

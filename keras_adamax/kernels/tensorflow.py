@@ -87,35 +87,44 @@ def _compile(step: DenseStep) -> Callable[[list[Tensor], Any], None]:
     # Traced once for each shape, and not for each variable.
     @functools.partial(tf.function, autograph=False)
     def update_one(
-        g: Tensor, w: Tensor, m: Tensor, u: Tensor, h: Any, is_excluded: Any
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-        values = _xla_form.update(g, w, m, u, h, is_excluded)
+        g: Tensor, w: Tensor, m: Tensor, u: Tensor, h: Any, bounds: Any
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor]]:
+        values = _xla_form.update(g, w, m, u, h, bounds)
         if clip_counts is None:
-            return values, None
-        return values, _xla_form.count_clipped(g, values[2], _is_on_cpu())
+            return values, []
+        return values, _xla_form.clipped_parts(g, values[2], _is_on_cpu())
 
     @functools.partial(tf.function, autograph=False, jit_compile=True)
     def update(gradients: list[Tensor], scalars: Any) -> None:
         h = scalars if has_schedules else hyperparameters(scalars, dtype)
-        clipped = []
-        for i, index in enumerate(indices):
-            w, m, u = weights[i], momentums[i], norms[i]
-            values, number = update_one(
-                gradients[i],
-                w.read_value(),
-                m.read_value(),
-                u.read_value(),
-                h,
-                None if exclusions is None else exclusions[index] > 0.0,
+        of_all = None
+        if exclusions is not None:
+            of_all = _xla_form.bounds(
+                h, tf.convert_to_tensor(exclusions), dtype
             )
-            for variable, value in zip((w, m, u), values, strict=True):
-                variable.assign(value)
-            clipped.append(number)
+        clipped = []
+        sizes = [weight.shape.num_elements() for weight in weights]
+        for start, end in _xla_form.groups(sizes, on_cpu=_is_on_cpu()):
+            for i in range(start, end):
+                w, m, u = weights[i], momentums[i], norms[i]
+                values, parts = update_one(
+                    gradients[i],
+                    w.read_value(),
+                    m.read_value(),
+                    u.read_value(),
+                    h,
+                    of_all
+                    and _xla_form.Bounds(*(x[indices[i]] for x in of_all)),
+                )
+                for variable, value in zip((w, m, u), values, strict=True):
+                    variable.assign(value)
+                clipped.append(parts)
+            h = _xla_form.after(values, h)
         if clip_counts is not None and exclusions is not None:
             clip_counts.assign(
                 _xla_form.next_counts(
                     tf.convert_to_tensor(clip_counts),
-                    clipped,
+                    _xla_form.totals(clipped),
                     [weight.shape for weight in weights],
                     indices,
                     tf.convert_to_tensor(exclusions),

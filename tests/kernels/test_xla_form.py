@@ -1,0 +1,315 @@
+"""The form for XLA: the reference's results on TensorFlow and JAX."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keras_adamax
+from keras_adamax.kernels import SETTING, _xla_form
+from tests.oracle import heavy_tailed_gradients
+from tests.support import BACKEND, LOOPS, assert_same, make_step, state_of
+
+if BACKEND == "torch":
+    pytest.skip("torch has kernels of its own", allow_module_level=True)
+
+# In slabs with a rest and without, in one piece, without elements, a scalar.
+SHAPES = ((37, 5), (70_001,), (128, 128), (), (3, 0))
+EXPONENTIAL = keras.optimizers.schedules.ExponentialDecay
+OPTIONS = {
+    "defaults": {},
+    "corrected": {"bias_correction": True},
+    "unclipped": {"clip_gradients": False},
+    "uncounted": {"track_clip_rate": False},
+    "excluded": {"exclude_from_clipping": ["weight_0", "weight_2"]},
+    "no epsilon": {"epsilon": 0.0},
+    "no memory": {"beta_1": 0.0, "beta_2": 0.0, "epsilon": 0.0},
+    "scheduled": {
+        "beta_1": EXPONENTIAL(0.9, 10, 0.9),
+        "clip_multiplier": EXPONENTIAL(2.0, 10, 0.9),
+        "bias_correction": True,
+    },
+    "decayed, averaged": {
+        "weight_decay": 0.01,
+        "use_ema": True,
+        "clipnorm": 100.0,
+    },
+    "accumulated": {"gradient_accumulation_steps": 3},
+    "skipping": {"skip_nonfinite": True},
+    "scaled": {"loss_scale_factor": 4.0, "global_clipnorm": 1000.0},
+}
+PRECISION = {"float32": 2.0**-24, "float64": 2.0**-53}
+# As coarse as the weight is; the state is float32.
+WEIGHT_PRECISION = {**PRECISION, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def make(dtype="float32", shapes=SHAPES, **options):
+    rng = np.random.default_rng(0)
+    variables = [
+        keras.Variable(rng.normal(size=shape), dtype=dtype, name=f"weight_{i}")
+        for i, shape in enumerate(shapes)
+    ]
+    optimizer = keras_adamax.AdamaxClipped(learning_rate=0.01, **options)
+    optimizer.build(variables)
+    return optimizer, variables
+
+
+def run(loop, steps, dtype="float32", shapes=SHAPES, nonfinite=(), **options):
+    """States after `steps` heavy-tailed gradients; the clipped totals."""
+    optimizer, variables = make(dtype, shapes, **options)
+    step = make_step(loop, optimizer, variables)
+    rng = np.random.default_rng(1)
+    series = [heavy_tailed_gradients(rng, shape, steps) for shape in shapes]
+    for number, value in enumerate(nonfinite):
+        series[0][steps // 2, number, 2] = value
+    for gradients in zip(*series, strict=True):
+        step(list(gradients))
+    return state_of(optimizer, variables), optimizer.clip_statistics()
+
+
+def assert_equal_up_to_rounding(actual, expected, steps, dtype):
+    """A product and a sum in one rounding or two: no more may differ.
+
+    Each step rounds `u` at most 3 times and `m` at most 6 times more, each
+    time by its own size or less, and a weight moves by no more than the
+    learning rate times 1 + 8 roundings.
+    """
+    assert list(actual) == list(expected)
+    precision = PRECISION.get(dtype, PRECISION["float32"])
+    norms = {
+        path.rpartition("weight_")[2].split("_")[0].split(":")[0]: value
+        for path, value in expected.items()
+        if path.endswith("_norm")
+    }
+    for path, value in expected.items():
+        value, other = (x[path].astype("float64") for x in (expected, actual))
+        if path.endswith(("_norm", "_momentum")):
+            number = path.rpartition("weight_")[2].split("_")[0]
+            # The norm fades by no more than this, and bounds the momentum.
+            size = norms[number].astype("float64") / 0.999**steps
+            limit = 9 * steps * precision * size + 1e-300
+            finite = np.isfinite(value) & np.isfinite(other)
+            np.testing.assert_array_equal(
+                value[~finite], other[~finite], err_msg=path
+            )
+            assert (np.abs(value - other) <= limit)[finite].all(), path
+        elif "weight_" in path:
+            coarse = WEIGHT_PRECISION[dtype]
+            np.testing.assert_allclose(
+                other,
+                value,
+                rtol=4 * coarse * (1 if coarse > 1e-6 else steps),
+                atol=0.01 * steps * 30 * precision + 4 * coarse * 0.01,
+                err_msg=path,
+            )
+        else:
+            np.testing.assert_allclose(
+                other, value, rtol=1e-6, atol=0, err_msg=path
+            )
+
+
+@pytest.mark.parametrize(
+    "options, loop",
+    [(options, LOOPS[-1]) for options in OPTIONS.values()]
+    + [({}, loop) for loop in LOOPS[:-1]],
+    ids=[*OPTIONS, *LOOPS[:-1]],
+)
+def test_gives_what_the_reference_gives(monkeypatch, options, loop):
+    if "beta_2" in options or "accumulat" in str(options):
+        # The bounds below hold for the norm's usual decay.
+        tolerance_steps = 2000
+    else:
+        tolerance_steps = 24
+    monkeypatch.setenv(SETTING, "reference")
+    expected, expected_counts = run(LOOPS[-1], 24, **options)
+    monkeypatch.setenv(SETTING, "fused")
+    actual, counts = run(loop, 24, **options)
+    assert counts == expected_counts
+    assert_equal_up_to_rounding(actual, expected, tolerance_steps, "float32")
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    # JAX has no float64 unless it is told to.
+    [d for d in WEIGHT_PRECISION if BACKEND != "jax" or d != "float64"],
+)
+def test_gives_it_in_every_dtype_for_200_steps(monkeypatch, dtype):
+    shapes = ((37, 5), (9_000,), ())
+    options = {"exclude_from_clipping": ["weight_2"], "shapes": shapes}
+    monkeypatch.setenv(SETTING, "reference")
+    expected, expected_counts = run(LOOPS[-1], 200, dtype, **options)
+    monkeypatch.setenv(SETTING, "fused")
+    actual, counts = run(LOOPS[-1], 200, dtype, **options)
+    assert counts == expected_counts
+    assert_equal_up_to_rounding(actual, expected, 200, dtype)
+
+
+@pytest.mark.parametrize("values", [(np.inf, -np.inf), (np.inf, np.nan)])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_nan_spreads_and_inf_is_clipped(monkeypatch, loop, values):
+    options = {"shapes": ((37, 5),), "nonfinite": values}
+    monkeypatch.setenv(SETTING, "reference")
+    expected, expected_counts = run(LOOPS[0], 24, **options)
+    monkeypatch.setenv(SETTING, "fused")
+    actual, counts = run(loop, 24, **options)
+    num_nan = sum(map(np.isnan, values))
+    # Whether the norm of a weight that is NaN shows it is XLA's affair, and
+    # so is whether its gradients go on to be clipped: 12 steps are left.
+    difference = (
+        counts.clipped["weight_0"] - expected_counts.clipped["weight_0"]
+    )
+    assert abs(difference) <= 12 * num_nan
+    for path, value in expected.items():
+        if not path.endswith("_norm"):
+            np.testing.assert_array_equal(
+                np.isnan(actual[path]), np.isnan(value), err_msg=path
+            )
+    (weight,) = (v for path, v in actual.items() if path.endswith("weight_0"))
+    assert np.isnan(weight).sum() == num_nan
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    size=st.one_of(
+        st.integers(0, 70),
+        st.integers(-70, 70).map(lambda n: 2**12 + n),
+        st.integers(0, 300_000),
+    ),
+    share=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+    in_slabs=st.booleans(),
+)
+def test_counts_every_element_once(size, share, in_slabs):
+    values = np.random.default_rng(size).random(size) < share
+    parts = [
+        _xla_form.parts(lambda x: x > 0.0, [tensor(x)], in_slabs)
+        for x in (values.astype("float32"), np.ones(3, "float32"))
+    ]
+    assert list(map(int, _xla_form.totals(parts))) == [values.sum(), 3]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 4_096, 40_000, -1])
+def test_one_value_that_is_not_finite_is_found(value, place):
+    tensors = [np.zeros((3,), "float32"), np.zeros((200, 211), "float32")]
+    assert bool(_xla_form.are_finite(list(map(tensor, tensors)), True))
+    tensors[1].reshape(-1)[place] = value
+    for in_slabs in (True, False):
+        assert not bool(
+            _xla_form.are_finite(list(map(tensor, tensors)), in_slabs)
+        )
+
+
+def tensor(value):
+    return keras.ops.convert_to_tensor(value)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_some_variables_only_in_any_order(monkeypatch, loop):
+    results = []
+    for kernel, a_loop in (("reference", LOOPS[0]), ("fused", loop)):
+        monkeypatch.setenv(SETTING, kernel)
+        optimizer, variables = make(shapes=((4,), (5,), (6,), (7,)))
+        # A stateless step takes the order that the optimizer was built with.
+        chosen = variables if loop == "stateless" else variables[::-1]
+        step = make_step(a_loop, optimizer, chosen)
+        rng = np.random.default_rng(2)
+        for number in range(6):
+            gradients = [
+                np.asarray(rng.normal(size=v.shape), "float32") for v in chosen
+            ]
+            gradients[1 if number < 3 else 2] = None
+            step(gradients)
+        results.append(
+            (state_of(optimizer, variables), optimizer.clip_statistics())
+        )
+    (expected, expected_counts), (actual, counts) = results
+    assert counts == expected_counts
+    assert set(counts.counted.values()) != {0}
+    assert_equal_up_to_rounding(actual, expected, 6, "float32")
+
+
+def test_a_kernel_that_the_backend_lacks_is_refused(monkeypatch):
+    monkeypatch.setenv(SETTING, "eager")
+    with pytest.raises(ValueError, match=r"must be one of .*KERNEL='eager'"):
+        keras_adamax.AdamaxClipped()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX always has XLA")
+def test_without_xla_the_reference_takes_over(monkeypatch):
+    from keras_adamax.kernels import tensorflow as kernel
+
+    monkeypatch.setenv(SETTING, "reference")
+    options = {"skip_nonfinite": True}
+    expected, expected_counts = run("graph", 12, **options)
+    monkeypatch.setenv(SETTING, "auto")
+    monkeypatch.setattr(kernel, "_has_xla", lambda: False)
+    actual, counts = run("graph", 12, **options)
+    assert counts == expected_counts
+    assert_same(expected, actual)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.function")
+def test_a_schedule_that_xla_cannot_compile():
+    import tensorflow as tf
+
+    class OnTheHost(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return tf.numpy_function(
+                lambda s: np.float32(1.5 + s), [step], tf.float32
+            )
+
+        def get_config(self):
+            return {}
+
+    optimizer, variables = make(clip_multiplier=OnTheHost(), shapes=((4,),))
+    step = make_step("graph", optimizer, variables)
+    for _ in range(3):
+        step([np.ones(4, "float32")])
+    # From 1e-4 by 1.5, 2.5 and 3.5.
+    norm = keras.ops.convert_to_numpy(optimizer._norms[0])
+    np.testing.assert_allclose(
+        norm, (1e-4 * 2.5 + 1e-4) * 3.5 + 1e-4, rtol=1e-5
+    )
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.function")
+def test_the_compiled_function_is_traced_once():
+    optimizer, variables = make()
+    for loop in ("eager", "graph", "graph"):
+        step = make_step(loop, optimizer, variables)
+        for _ in range(3):
+            step([np.ones(v.shape, "float32") for v in variables])
+    (function,) = optimizer._compiled_updates.values()
+    assert function.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of XLA's report to JAX")
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+def test_a_step_needs_no_memory_of_the_size_of_the_weights(skip_nonfinite):
+    import jax
+
+    optimizer, variables = make(
+        shapes=((1024, 1024),), skip_nonfinite=skip_nonfinite
+    )
+    arguments = (
+        [v.value for v in variables],
+        [v.value for v in optimizer.variables],
+    )
+    gradients = [jax.numpy.ones((1024, 1024))]
+    compiled = (
+        jax.jit(
+            lambda values, state, g: optimizer.stateless_apply(
+                state, g, values
+            ),
+            donate_argnums=(0, 1),
+        )
+        .lower(*arguments, gradients)
+        .compile()
+    )
+    memory = compiled.memory_analysis()
+    # A fourth of a byte an element to count, and an int8 as well to look for
+    # what is not finite. A copy of the norm would be four bytes.
+    assert memory.temp_size_in_bytes < 0.6 * 2**20
+    assert memory.alias_size_in_bytes > 12 * 2**20
