@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +152,22 @@ def test_only_kernels_know_backends():
         if module.split(".")[0] in BACKENDS
     ]
     assert found == []
+
+
+def test_the_import_loads_our_own_modules_only():
+    code = (
+        "import sys, keras; before = set(sys.modules); import keras_adamax; "
+        "print({name.split('.')[0] for name in set(sys.modules) - before}"
+        " - sys.stdlib_module_names)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert output.splitlines()[-1] == "{'keras_adamax'}"
 
 
 def test_callbacks_know_public_names_only():

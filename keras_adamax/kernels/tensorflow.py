@@ -49,10 +49,19 @@ def update_dense(step: DenseStep) -> None:
     )
     # A dictionary, so that nobody saves the functions with the optimizer.
     functions = step.optimizer.__dict__.setdefault("_compiled_updates", {})
-    key = (step.indices, step.dtype)
+    key = (step.indices, step.dtype, *(g.dtype for g in gradients))
     if key not in functions:
-        functions[key] = _compile(step)
+        # TensorFlow warns who traces often, as many small optimizers would.
+        functions[key] = _compile(step).get_concrete_function(
+            *tf.nest.map_structure(_specification, (gradients, scalars))
+        )
     functions[key](gradients, scalars)
+
+
+def _specification(tensor: Tensor | None) -> Any:
+    return (
+        tensor if tensor is None else tf.TensorSpec(tensor.shape, tensor.dtype)
+    )
 
 
 @functools.cache
@@ -75,7 +84,7 @@ def _is_on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
-def _compile(step: DenseStep) -> Callable[[list[Tensor], Any], None]:
+def _compile(step: DenseStep) -> Any:
     indices, dtype = step.indices, step.dtype
     weights, momentums, norms = (
         [x.value if isinstance(x, keras.Variable) else x for x in variables]
@@ -215,17 +224,20 @@ def is_finite(gradients: Sequence[Any]) -> Tensor:
         ]
     values = [g.values if is_sparse(g) else g for g in gradients]
     if _has_xla() and all(v.shape.is_fully_defined() for v in values):
-        return _are_finite(values)
+        return _finiteness(*map(_specification, values))(values)
     return tf.reduce_all(
         [tf.reduce_all(tf.math.is_finite(value)) for value in values]
     )
 
 
-@functools.partial(
-    tf.function, autograph=False, jit_compile=True, reduce_retracing=False
-)
-def _are_finite(tensors: list[Tensor]) -> Tensor:
-    return _xla_form.are_finite(tensors, _is_on_cpu())
+@functools.cache
+def _finiteness(*specifications: tf.TensorSpec) -> Callable[..., Tensor]:
+    @functools.partial(tf.function, autograph=False, jit_compile=True)
+    def are_finite(tensors: list[Tensor]) -> Tensor:
+        return _xla_form.are_finite(tensors, _is_on_cpu())
+
+    with tf.init_scope():
+        return are_finite.get_concrete_function(list(specifications))
 
 
 def apply_if(
