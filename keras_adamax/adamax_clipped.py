@@ -587,8 +587,11 @@ class AdamaxClipped(RestorableOptimizer):
                     learning_rate=learning_rate,
                     hyperparameters=self._hyperparameters_of_step,
                     has_schedules=bool(self._live.schedules),
+                    clip_gradients=self.clip_gradients,
                     exclusions=(
-                        self._exclusions if self.clip_gradients else None
+                        self._exclusions
+                        if self.clip_gradients and self.exclude_from_clipping
+                        else None
                     ),
                     clip_counts=(
                         self._clip_counts

@@ -298,6 +298,21 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                     f"{variable.path} has shape {tuple(variable.shape)}. "
                     f"Received: an array of shape {array.shape}."
                 )
+            # The fused updates do not read what cannot be there.
+            if (
+                self.built
+                and variable is self._exclusions
+                and np.any(array)
+                and not self.exclude_from_clipping
+            ):
+                names = [self._paths[i] for i in np.flatnonzero(array)]
+                raise ValueError(
+                    "The weights of the optimizer do not fit: in them, "
+                    f"{', '.join(names)} are excluded from clipping, and this "
+                    "optimizer excludes nothing. Make it with the same "
+                    "`exclude_from_clipping`. Received: "
+                    f"exclude_from_clipping={self.exclude_from_clipping}."
+                )
         return plan
 
     def _plan_adamax(self, saved: saved_state.SavedState) -> "_Plan":

@@ -63,8 +63,9 @@ class DenseStep:
         hyperparameters: Function of the learning rate and a dtype that gives
             the scalars of the step; reads the optimizer's variables.
         has_schedules: Whether that function calls code of users.
+        clip_gradients: Whether gradients are clipped at all.
         exclusions: Variable of all the optimizer's variables, > 0 where one is
-            not clipped; `None` where nothing is clipped.
+            not clipped; `None` where all are alike.
         clip_counts: Variable with a row of statistics for each of the
             optimizer's variables; `None` where nothing is counted.
     """
@@ -80,6 +81,7 @@ class DenseStep:
     learning_rate: Tensor
     hyperparameters: Callable[[Tensor, str], Hyperparameters]
     has_schedules: bool
+    clip_gradients: bool
     exclusions: Any | None
     clip_counts: Any | None
 

@@ -110,8 +110,10 @@ def not_clipped(step: DenseStep) -> list[bool] | None:
     They change when a state is loaded, and are read then alone: reading waits
     for a device.
     """
-    if step.exclusions is None:
+    if not step.clip_gradients:
         return None
+    if step.exclusions is None:
+        return [False] * len(step.optimizer._trainable_variables)
     value = step.exclusions.value
     known = _exclusions.get(step.optimizer)
     if known is None or known[0] is not value or known[1] != value._version:

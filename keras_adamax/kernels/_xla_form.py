@@ -30,15 +30,23 @@ Tensor = Any
 
 # What is left of a variable to reduce: about so many elements.
 _FEW = 2**8
-# Slabs of the first level: more of them are more streams than a CPU foresees,
-# fewer leave more memory to write.
-_FIRST = 4
+# Slabs that one kernel adds up: more of them are more streams than a CPU
+# foresees, fewer leave more memory to write.
+_SLABS = 8
+_SLABS_OF_SUMS = 16
+# A variable of this size is worth a loop, which leaves less still.
+_LARGE = 2**20
+_SLABS_OF_LARGE = 64
+_SLABS_A_TURN = 4
+# Elements of a cache line, of the smallest dtype: slabs that begin elsewhere
+# take twice the time.
+_ALIGNMENT = 64
 # Elements whose gradient, weight and state the caches of a core hold.
 _CACHED = 2**16
 
 
 class Bounds(NamedTuple):
-    """What bounds the gradients of each variable: vectors, for all at once.
+    """What bounds the gradients of a variable, beside its own past: scalars.
 
     Attributes:
         growth: `clip_epsilon`; infinite for an excluded variable.
@@ -50,15 +58,30 @@ class Bounds(NamedTuple):
 
 
 def bounds(
-    hyperparameters: Hyperparameters, exclusions: Tensor, dtype: str
-) -> Bounds:
-    """`Bounds` from the exclusions, > 0 where a variable is not clipped."""
+    hyperparameters: Hyperparameters,
+    exclusions: Tensor | None,
+    indices: Sequence[int],
+    dtype: str,
+) -> list[Bounds]:
+    """`Bounds` of the variables with `indices`.
+
+    Args:
+        hyperparameters: The scalars of the step.
+        exclusions: Shape `(n,)`, > 0 where a variable is not clipped; `None`
+            where all are clipped. XLA compiles the same kernel once for all
+            variables of a shape, if no variable's own scalar is in it.
+        indices: Which of the `n` variables to take.
+        dtype: Dtype of the state.
+    """
+    growth = hyperparameters.clip_epsilon
+    limit = ops.cast(FLOAT32_MAX, dtype)
+    if exclusions is None:
+        return [Bounds(growth, limit)] * len(indices)
     is_excluded = exclusions > 0.0
     infinity = ops.cast(math.inf, dtype)
-    return Bounds(
-        ops.where(is_excluded, infinity, hyperparameters.clip_epsilon),
-        ops.where(is_excluded, infinity, ops.cast(FLOAT32_MAX, dtype)),
-    )
+    growths = ops.where(is_excluded, infinity, growth)
+    limits = ops.where(is_excluded, infinity, limit)
+    return [Bounds(growths[i], limits[i]) for i in indices]
 
 
 def update(
@@ -71,7 +94,7 @@ def update(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The new `w`, `m` and `u`; arguments as of `update_rule.update`.
 
-    `bounds` holds scalars here; it is `None` where nothing is clipped.
+    `bounds` is `None` where nothing is clipped.
     """
     weight_dtype = keras.backend.standardize_dtype(w.dtype)
     dtype = keras.backend.standardize_dtype(m.dtype)
@@ -126,20 +149,74 @@ def parts(
         total = ops.sum(ops.cast(predicate(*tensors), "int32"))
         return [ops.reshape(total, (1,))]
     tensors = [ops.reshape(tensor, (-1,)) for tensor in tensors]
-    if tensors[0].shape[0] <= _FEW:
+    size = tensors[0].shape[0]
+    if size <= _FEW:
         return [ops.cast(predicate(*tensors), "int32")]
-    slabs, rests = zip(*(_slabs(x, _FIRST) for x in tensors), strict=True)
-    total = _sum(
-        [ops.cast(predicate(*x), "int8") for x in zip(*slabs, strict=True)]
+    number = _SLABS if size < _LARGE else _SLABS_OF_LARGE
+    length = size // number
+    if length > _ALIGNMENT:
+        length -= length % _ALIGNMENT
+    add = _add_slabs if size < _LARGE else _add_slabs_in_a_loop
+    found = _added_up(add(predicate, tensors, number, length), number)
+    if number * length < size:
+        rests = [tensor[number * length :] for tensor in tensors]
+        found += parts(predicate, rests, in_slabs)
+    return found
+
+
+def _add_slabs(
+    predicate: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    number: int,
+    length: int,
+) -> Tensor:
+    """How many of the slabs' elements at a place have `predicate`."""
+    return _sum(
+        [
+            ops.cast(predicate(*slabs), "uint8")
+            for slabs in zip(
+                *(_slabs(x, number, length) for x in tensors), strict=True
+            )
+        ]
     )
-    left = [predicate(*rests)] if rests[0].shape[0] else []
-    # An int8 holds what two levels give.
-    dtype = "int8"
+
+
+def _add_slabs_in_a_loop(
+    predicate: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    number: int,
+    length: int,
+) -> Tensor:
+    """`_add_slabs` of so many that one kernel would have too many streams."""
+
+    def add(turn: Tensor, total: Tensor) -> Tensor:
+        for i in range(_SLABS_A_TURN):
+            start = (turn * _SLABS_A_TURN + i) * length
+            slabs = [ops.slice(x, (start,), (length,)) for x in tensors]
+            total = total + ops.cast(predicate(*slabs), "uint8")
+        return total
+
+    return ops.fori_loop(
+        0, number // _SLABS_A_TURN, add, ops.zeros((length,), "uint8")
+    )
+
+
+def _added_up(total: Tensor, largest: int) -> list[Tensor]:
+    """Short int32 vectors with the same sum as `total`, uint8.
+
+    Args:
+        total: A vector.
+        largest: How large its elements may be.
+    """
+    left: list[Tensor] = []
     while total.shape[0] > _FEW:
-        slabs, rest = _slabs(total, 16)
+        length = total.shape[0] // _SLABS_OF_SUMS
+        largest *= _SLABS_OF_SUMS
+        dtype = "uint8" if largest <= 255 else "int32"
+        if _SLABS_OF_SUMS * length < total.shape[0]:
+            left.append(total[_SLABS_OF_SUMS * length :])
+        slabs = _slabs(total, _SLABS_OF_SUMS, length)
         total = _sum([ops.cast(slab, dtype) for slab in slabs])
-        left += [rest] if rest.shape[0] else []
-        dtype = "int32"
     return [ops.cast(x, "int32") for x in (total, *left)]
 
 
@@ -166,11 +243,8 @@ def are_finite(tensors: Sequence[Tensor], in_slabs: bool) -> Tensor:
     return ops.all(ops.equal(numbers, 0))
 
 
-def _slabs(x: Tensor, number: int) -> tuple[list[Tensor], Tensor]:
-    """`number` equal parts of a vector, and what is left over."""
-    length = x.shape[0] // number
-    slabs = [x[i * length : (i + 1) * length] for i in range(number)]
-    return slabs, x[number * length :]
+def _slabs(x: Tensor, number: int, length: int) -> list[Tensor]:
+    return [x[i * length : (i + 1) * length] for i in range(number)]
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
@@ -198,17 +272,27 @@ def groups(sizes: Sequence[int], on_cpu: bool) -> list[tuple[int, int]]:
 
 
 def after(
-    values: tuple[Tensor, Tensor, Tensor], hyperparameters: Hyperparameters
+    values: tuple[Tensor, Tensor, Tensor],
+    parts: Sequence[Tensor],
+    hyperparameters: Hyperparameters,
 ) -> Hyperparameters:
     """The scalars, but not before a variable's new values are known.
 
     XLA's barriers do not outlive its passes; what only looks like a condition
     does. A norm is never negative.
+
+    Args:
+        values: Weight, momentum and norm of the variable.
+        parts: Its `clipped_parts`; empty where they are not counted.
+        hyperparameters: The scalars of the step.
     """
     weight, _, norm = (ops.reshape(x, (-1,))[:1] for x in values)
     if weight.shape[0] == 0:
         return hyperparameters
-    never = ops.logical_and(norm < 0.0, weight > 0.0)[0]
+    never = ops.logical_and(norm < 0.0, weight > 0.0)
+    if parts:
+        never = ops.logical_and(never, parts[0][:1] < 0)
+    never = never[0]
     learning_rate, beta_1, beta_2, *others = hyperparameters
     beta_2 = ops.where(never, 0.0 * beta_2, beta_2)
     return Hyperparameters(learning_rate, beta_1, beta_2, *others)
@@ -219,7 +303,7 @@ def next_counts(
     clipped: Tensor,
     shapes: Sequence[Sequence[int]],
     indices: Sequence[int],
-    exclusions: Tensor,
+    exclusions: Tensor | None,
 ) -> Tensor:
     """All rows of the statistics after a step.
 
@@ -228,14 +312,12 @@ def next_counts(
         clipped: How many elements of each updated variable were clipped.
         shapes: The shape of each updated variable.
         indices: Which rows are theirs.
-        exclusions: Shape `(n,)`, > 0 where a variable is not clipped.
+        exclusions: As for `bounds`.
     """
     sizes = [math.prod(shape) for shape in shapes]
-    counted = ops.where(
-        _rows(exclusions, indices) > 0.0,
-        0,
-        ops.convert_to_tensor(sizes, dtype="int32"),
-    )
+    counted = ops.convert_to_tensor(sizes, dtype="int32")
+    if exclusions is not None:
+        counted = ops.where(_rows(exclusions, indices) > 0.0, 0, counted)
     updated = statistics.add_to_rows(_rows(rows, indices), clipped, counted)
     if len(indices) == rows.shape[0]:
         order = sorted(range(len(indices)), key=indices.__getitem__)

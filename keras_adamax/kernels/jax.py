@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def update_dense(step: DenseStep) -> None:
         _value(step.exclusions),
         _value(step.clip_counts),
         indices=step.indices,
+        clips=step.clip_gradients,
         in_slabs=_adds_slabs(),
     )
     for variables, values in zip(state, new_state, strict=True):
@@ -41,22 +43,28 @@ def update_dense(step: DenseStep) -> None:
         step.optimizer.assign(step.clip_counts, counts)
 
 
-def _adds_slabs() -> bool:
-    # Slabs of an array that is spread over devices would gather it.
-    return keras.distribution.distribution() is None
-
-
 def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
+
+
+def _adds_slabs() -> bool:
+    # Slabs of an array that is spread over devices would gather it.
+    return _is_on_cpu() and keras.distribution.distribution() is None
 
 
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, keras.Variable) else x
 
 
+# Traced once for each shape, and not for each variable.
+_clipped_parts = jax.jit(
+    _xla_form.clipped_parts, static_argnames="in_slabs", inline=True
+)
+
+
 # Compiled by itself where the step is not, and a part of it where it is.
 @functools.partial(
-    jax.jit, static_argnames=("indices", "in_slabs"), inline=True
+    jax.jit, static_argnames=("indices", "clips", "in_slabs"), inline=True
 )
 def _update(
     tensors: Sequence[Sequence[Tensor]],
@@ -64,56 +72,38 @@ def _update(
     exclusions: Tensor | None,
     rows: Tensor | None,
     indices: tuple[int, ...],
+    clips: bool,
     in_slabs: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]:
     gradients, *_ = tensors
-    of_all = None
-    if exclusions is not None:
+    bounds: list[_xla_form.Bounds | None] = [None] * len(indices)
+    if clips:
         dtype = keras.backend.standardize_dtype(tensors[3][0].dtype)
-        of_all = _xla_form.bounds(hyperparameters, exclusions, dtype)
+        bounds = list(
+            _xla_form.bounds(hyperparameters, exclusions, indices, dtype)
+        )
     new: list[tuple[Tensor, Tensor, Tensor]] = []
-    sizes = [w.size for w in tensors[1]]
+    clipped: list[list[Tensor]] = []
+    shapes = [w.shape for w in tensors[1]]
+    sizes = [math.prod(shape) for shape in shapes]
     for start, end in _xla_form.groups(sizes, on_cpu=_is_on_cpu()):
         if new:
-            hyperparameters = _xla_form.after(new[-1], hyperparameters)
+            hyperparameters = _xla_form.after(
+                new[-1], clipped[-1] if clipped else (), hyperparameters
+            )
         for i in range(start, end):
             g, w, m, u = (values[i] for values in tensors)
-            scalars = of_all and _xla_form.Bounds(
-                *(x[indices[i]] for x in of_all)
-            )
-            new.append(_xla_form.update(g, w, m, u, hyperparameters, scalars))
-    weights, momentums, norms = map(list, zip(*new, strict=True))
-    if rows is None or exclusions is None:
-        return weights, momentums, norms, None
-
-    def count(pairs: Sequence[tuple[Tensor, Tensor]], in_slabs: bool) -> Tensor:
-        return _xla_form.totals(
-            [_xla_form.clipped_parts(g, u, in_slabs) for g, u in pairs]
+            new.append(_xla_form.update(g, w, m, u, hyperparameters, bounds[i]))
+            if rows is not None:
+                norm = new[-1][2]
+                clipped.append(_clipped_parts(g, norm, in_slabs=in_slabs))
+    counts = None
+    if rows is not None:
+        counts = _xla_form.next_counts(
+            rows, _xla_form.totals(clipped), shapes, indices, exclusions
         )
-
-    clipped = _on_platform(
-        count, in_slabs, list(zip(gradients, norms, strict=True))
-    )
-    shapes = [w.shape for w in weights]
-    return (
-        weights,
-        momentums,
-        norms,
-        _xla_form.next_counts(rows, clipped, shapes, indices, exclusions),
-    )
-
-
-def _on_platform(
-    function: Callable[..., Tensor], in_slabs: bool, values: Any
-) -> Tensor:
-    """`function(values, in_slabs)`; slabs help a CPU and nothing else."""
-    if not in_slabs:
-        return function(values, in_slabs=False)
-    return jax.lax.platform_dependent(
-        values,
-        cpu=functools.partial(function, in_slabs=True),
-        default=functools.partial(function, in_slabs=False),
-    )
+    weights, momentums, norms = map(list, zip(*new, strict=True))
+    return weights, momentums, norms, counts
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
@@ -226,7 +216,7 @@ def is_finite(gradients: Sequence[Any]) -> Tensor:
 
 @functools.partial(jax.jit, static_argnames="in_slabs", inline=True)
 def _are_finite(tensors: list[Tensor], in_slabs: bool) -> Tensor:
-    return _on_platform(_xla_form.are_finite, in_slabs, tensors)
+    return _xla_form.are_finite(tensors, in_slabs)
 
 
 def apply_if(

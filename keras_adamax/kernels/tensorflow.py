@@ -91,6 +91,7 @@ def _compile(step: DenseStep) -> Any:
         for variables in (step.weights, step.momentums, step.norms)
     )
     exclusions, clip_counts = step.exclusions, step.clip_counts
+    clips = step.clip_gradients
     has_schedules, hyperparameters = step.has_schedules, step.hyperparameters
 
     # Traced once for each shape, and not for each variable.
@@ -106,11 +107,12 @@ def _compile(step: DenseStep) -> Any:
     @functools.partial(tf.function, autograph=False, jit_compile=True)
     def update(gradients: list[Tensor], scalars: Any) -> None:
         h = scalars if has_schedules else hyperparameters(scalars, dtype)
-        of_all = None
+        excluded = None
         if exclusions is not None:
-            of_all = _xla_form.bounds(
-                h, tf.convert_to_tensor(exclusions), dtype
-            )
+            excluded = tf.convert_to_tensor(exclusions)
+        bounds: list[Any] = [None] * len(indices)
+        if clips:
+            bounds = list(_xla_form.bounds(h, excluded, indices, dtype))
         clipped = []
         sizes = [weight.shape.num_elements() for weight in weights]
         for start, end in _xla_form.groups(sizes, on_cpu=_is_on_cpu()):
@@ -122,21 +124,20 @@ def _compile(step: DenseStep) -> Any:
                     m.read_value(),
                     u.read_value(),
                     h,
-                    of_all
-                    and _xla_form.Bounds(*(x[indices[i]] for x in of_all)),
+                    bounds[i],
                 )
                 for variable, value in zip((w, m, u), values, strict=True):
                     variable.assign(value)
                 clipped.append(parts)
-            h = _xla_form.after(values, h)
-        if clip_counts is not None and exclusions is not None:
+            h = _xla_form.after(values, parts, h)
+        if clip_counts is not None:
             clip_counts.assign(
                 _xla_form.next_counts(
                     tf.convert_to_tensor(clip_counts),
                     _xla_form.totals(clipped),
                     [weight.shape for weight in weights],
                     indices,
-                    tf.convert_to_tensor(exclusions),
+                    excluded,
                 )
             )
 

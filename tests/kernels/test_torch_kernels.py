@@ -264,11 +264,14 @@ def test_changes_in_place_and_says_so(monkeypatch, kernel):
 def test_loaded_exclusions_count(monkeypatch):
     """They are read again when they change."""
     use(monkeypatch, "compiled")
-    optimizer, variables = make([(5,)], "float32")
-    optimizer.apply([torch.ones(5)], variables)
-    optimizer._exclusions.assign([1.0])
-    optimizer.apply([torch.ones(5)], variables)
-    assert list(optimizer.clip_statistics().counted.values()) == [5]
+    optimizer, variables = make(
+        [(5,), (3,)], "float32", exclude_from_clipping=["weight_1"]
+    )
+    gradients = [torch.ones(5), torch.ones(3)]
+    optimizer.apply(gradients, variables)
+    optimizer._exclusions.assign([1.0, 0.0])
+    optimizer.apply(gradients, variables)
+    assert list(optimizer.clip_statistics().counted.values()) == [5, 3]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
