@@ -1,16 +1,17 @@
 """The update of CPU tensors by a compiled library, all of them in one call."""
 
+import ctypes
 import functools
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from keras_adamax.kernels import SETTING, DenseStep, _torch_library
+from keras_adamax.kernels import SETTING, DenseStep, _compiled_library
 from keras_adamax.kernels._torch_tensors import Tensors, not_clipped
 
-# Of weight and gradient: its number in the table of `_torch_cpu.cpp`.
+# Of weight and gradient: its number in the table of `_cpu_update.h`.
 _KINDS = {
     (torch.float32, torch.float32): 0,
     (torch.float64, torch.float64): 1,
@@ -25,11 +26,28 @@ _ELEMENTS_PER_THREAD = 2**17
 
 
 @functools.cache
+def _update() -> Callable[..., None]:
+    """The library's function.
+
+    Raises:
+        CompilationError: If there is no library.
+    """
+    function = _compiled_library.load("_torch_cpu.cpp").keras_adamax_update
+    function.restype = None
+    function.argtypes = [
+        ctypes.c_int64,
+        *[ctypes.c_void_p] * 11,
+        ctypes.c_int64,
+    ]
+    return function
+
+
+@functools.cache
 def _failure() -> str | None:
     """Why there is no library; it is tried once a process."""
     try:
-        _torch_library.load()
-    except _torch_library.CompilationError as error:
+        _update()
+    except _compiled_library.CompilationError as error:
         logging.getLogger(__name__).info(
             "Updates of CPU tensors are not compiled: %s", error
         )
@@ -47,12 +65,7 @@ def serves(kernel: str) -> bool:
         return False
     failure = _failure()
     if failure is not None and kernel == "compiled":
-        raise RuntimeError(
-            f"`{SETTING}` must be 'auto', 'eager' or 'reference' where no C++ "
-            f"compiler (GCC or Clang) works. Received: {SETTING}='compiled'. "
-            "Install one, or name it in the environment variable `CXX`. "
-            f"{failure}"
-        )
+        raise _compiled_library.required(SETTING, "eager", failure)
     return failure is None
 
 
@@ -113,9 +126,7 @@ def update(step: DenseStep, tensors: Tensors) -> None:
     threads = min(
         torch.get_num_threads(), 1 + sum(sizes) // _ELEMENTS_PER_THREAD
     )
-    _torch_library.load().keras_adamax_update(
-        count, *pointers, packed.buffer_info()[0], threads
-    )
+    _update()(count, *pointers, packed.buffer_info()[0], threads)
     # Autograd notices a change of what it saved, as after torch's own.
     torch.autograd.graph.increment_version(changed)
 

@@ -1,221 +1,19 @@
-// The update of `update_rule.update` for dense tensors in the CPU's memory: one
-// pass over each, any number of tensors a call. `_torch_library.py` compiles
-// it, `_torch_compiled.py` calls it.
-//
-// It uses no header of torch and no symbol of the C++ runtime, so that it
-// compiles in about a second and one binary serves every release of torch.
-// Products and sums must not be contracted (-ffp-contract=off): the results
-// are then those of the specification, bit for bit.
+// The update for torch, called by `_torch_compiled.py` through ctypes.
 
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "_cpu_update.h"
+
 namespace {
 
-// Small enough that threads share the work evenly, large enough that taking
-// the next block costs nothing beside it.
-constexpr int64_t kBlock = 1 << 15;
 constexpr int kMostThreads = 256;
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
+void* work_of_thread(void* argument) {
+  work(argument);
+  return nullptr;
 }
-
-inline uint32_t to_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-template <typename State>
-inline State load(float value) {
-  return value;
-}
-
-template <typename State>
-inline State load(double value) {
-  return value;
-}
-
-template <typename State>
-inline State load(BFloat16 value) {
-  return from_bits(uint32_t(value.bits) << 16);
-}
-
-template <typename State>
-inline State load(Half value) {
-  // Normal numbers get another exponent; subnormal ones come out of a
-  // subtraction that is exact.
-  const uint32_t shifted = uint32_t(value.bits) << 16;
-  const uint32_t sign = shifted & 0x80000000u;
-  const uint32_t twice = shifted + shifted;
-  const float normal = from_bits((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
-  const float subnormal = from_bits((twice >> 17) | (126u << 23)) - 0.5f;
-  return from_bits(sign | (twice < (1u << 27) ? to_bits(subnormal)
-                                              : to_bits(normal)));
-}
-
-inline void store(float* target, float value) { *target = value; }
-
-inline void store(double* target, double value) { *target = value; }
-
-inline void store(BFloat16* target, float value) {
-  // To the nearest, ties to even.
-  const uint32_t bits = to_bits(value);
-  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  target->bits = uint16_t(value != value ? 0x7FC0u : rounded);
-}
-
-inline void store(Half* target, float value) {
-  // To the nearest, ties to even: adding a number of the right exponent makes
-  // the processor round at the last bit of a half.
-  const uint32_t bits = to_bits(value);
-  const uint32_t twice = bits + bits;
-  const uint32_t sign = bits & 0x80000000u;
-  const float size = from_bits(bits & 0x7FFFFFFFu);
-  uint32_t bias = twice & 0xFF000000u;
-  bias = bias < 0x71000000u ? 0x71000000u : bias;
-  const float base = from_bits((bias >> 1) + 0x07800000u) +
-                     size * 0x1.0p+112f * 0x1.0p-110f;
-  const uint32_t sum = to_bits(base);
-  const uint32_t number = ((sum >> 13) & 0x7C00u) + (sum & 0x0FFFu);
-  target->bits =
-      uint16_t((sign >> 16) | (twice > 0xFF000000u ? 0x7E00u : number));
-}
-
-inline float size_of(float value) { return __builtin_fabsf(value); }
-inline double size_of(double value) { return __builtin_fabs(value); }
-inline float with_sign(float size, float sign) {
-  return __builtin_copysignf(size, sign);
-}
-inline double with_sign(double size, double sign) {
-  return __builtin_copysign(size, sign);
-}
-
-struct Scalars {
-  double learning_rate;
-  double beta_1;
-  double beta_2;
-  double epsilon;
-  double clip_multiplier;
-  double clip_epsilon;
-  double bias_correction;
-};
-
-template <typename Weight, typename Gradient, typename State, bool clips>
-int64_t update(const void* gradients, void* weights, void* momentums,
-               void* norms, int64_t begin, int64_t end,
-               const Scalars& scalars) {
-  const Gradient* __restrict gs = static_cast<const Gradient*>(gradients);
-  Weight* __restrict ws = static_cast<Weight*>(weights);
-  State* __restrict ms = static_cast<State*>(momentums);
-  State* __restrict us = static_cast<State*>(norms);
-  const State learning_rate = State(scalars.learning_rate);
-  const State beta_1 = State(scalars.beta_1);
-  const State rest = State(1) - beta_1;
-  const State beta_2 = State(scalars.beta_2);
-  const State epsilon = State(scalars.epsilon);
-  const State clip_multiplier = State(scalars.clip_multiplier);
-  const State clip_epsilon = State(scalars.clip_epsilon);
-  const State bias_correction = State(scalars.bias_correction);
-  const State largest = State(3.40282346638528859812e+38);
-  // A block has fewer elements than this can count.
-  int32_t clipped = 0;
-#pragma omp simd reduction(+ : clipped)
-  for (int64_t i = begin; i < end; ++i) {
-    State g = load<State>(gs[i]);
-    const State old_u = us[i];
-    if (clips) {
-      State bound = clip_multiplier * old_u + clip_epsilon;
-      bound = bound > largest ? largest : bound;
-      const State size = size_of(g);
-      const bool is_clipped = size > bound;
-      clipped += is_clipped;
-      const State cut = is_clipped ? with_sign(bound, g) : g;
-      // A NaN on either side goes on.
-      g = bound != bound ? bound : cut;
-    }
-    const State m = beta_1 * ms[i] + rest * g;
-    const State decayed = beta_2 * old_u;
-    const State size = size_of(g);
-    State u = size > decayed ? size : decayed;
-    u = size != size ? size : u;
-    const State sum = u + epsilon;
-    const bool is_zero = sum == State(0);
-    const State denominator = bias_correction * (is_zero ? State(1) : sum);
-    const State change =
-        is_zero ? State(0) * m : learning_rate * m / denominator;
-    ms[i] = m;
-    us[i] = u;
-    store(&ws[i], load<State>(ws[i]) - change);
-  }
-  return clipped;
-}
-
-typedef int64_t (*Update)(const void*, void*, void*, void*, int64_t, int64_t,
-                          const Scalars&);
-
-// By what `_torch_compiled.py` calls the kinds, then by whether it clips.
-const Update kUpdates[][2] = {
-    {update<float, float, float, false>, update<float, float, float, true>},
-    {update<double, double, double, false>,
-     update<double, double, double, true>},
-    {update<Half, Half, float, false>, update<Half, Half, float, true>},
-    {update<Half, float, float, false>, update<Half, float, float, true>},
-    {update<BFloat16, BFloat16, float, false>,
-     update<BFloat16, BFloat16, float, true>},
-    {update<BFloat16, float, float, false>,
-     update<BFloat16, float, float, true>},
-};
-
-struct Tensors {
-  int64_t count;
-  const int64_t* kinds;
-  const int64_t* clips;
-  const int64_t* sizes;
-  const void* const* gradients;
-  void* const* weights;
-  void* const* momentums;
-  void* const* norms;
-  int64_t* clipped;
-  Scalars scalars;
-  // Of the first block of each tensor, and of the end.
-  int64_t* starts;
-  int64_t next;
-};
-
-void* work(void* argument) {
-  Tensors& all = *static_cast<Tensors*>(argument);
-  int64_t i = 0;
-  for (;;) {
-    const int64_t block = __atomic_fetch_add(&all.next, 1, __ATOMIC_RELAXED);
-    if (block >= all.starts[all.count]) return nullptr;
-    while (all.starts[i + 1] <= block) ++i;
-    const int64_t begin = (block - all.starts[i]) * kBlock;
-    const int64_t end =
-        begin + kBlock < all.sizes[i] ? begin + kBlock : all.sizes[i];
-    const int64_t clipped = kUpdates[all.kinds[i]][all.clips[i]](
-        all.gradients[i], all.weights[i], all.momentums[i], all.norms[i],
-        begin, end, all.scalars);
-    if (clipped) {
-      __atomic_fetch_add(&all.clipped[i], clipped, __ATOMIC_RELAXED);
-    }
-  }
-}
-
-}  // namespace
-
-namespace {
 
 // As `statistics.add_to_rows`, for one of the two totals of a row.
 void add_to_limbs(float* limbs, int64_t number) {
@@ -246,17 +44,13 @@ extern "C" __attribute__((visibility("default"))) void keras_adamax_update(
     int64_t threads) {
   Tensors all = {count,   kinds,     clips, sizes,   gradients,
                  weights, momentums, norms, clipped, {},
-                 starts,  0};
+                 starts,  0,         0};
   memcpy(&all.scalars, scalars, sizeof all.scalars);
-  starts[0] = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    clipped[i] = 0;
-    starts[i + 1] = starts[i] + (sizes[i] + kBlock - 1) / kBlock;
-  }
+  divide_into_blocks(all);
   pthread_t others[kMostThreads];
   int running = 0;
   while (running < threads - 1 && running < kMostThreads &&
-         pthread_create(&others[running], nullptr, work, &all) == 0) {
+         pthread_create(&others[running], nullptr, work_of_thread, &all) == 0) {
     ++running;
   }
   work(&all);

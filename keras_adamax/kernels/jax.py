@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,37 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import sparse as jax_sparse
 
-from keras_adamax.kernels import DenseStep, _xla_form
+from keras_adamax.kernels import DenseStep, _jax_compiled, _xla_form
 from keras_adamax.update_rule import Hyperparameters, sum_repeated_rows
 
 Tensor = Any
 
-CHOICES = ("auto", "fused", "reference")
+CHOICES = ("auto", "compiled", "fused", "reference")
 
 
 def update_dense(step: DenseStep) -> None:
-    """Updates the variables of `step`, as XLA does it best."""
+    """Updates the variables of `step`.
+
+    On a CPU by a compiled library, where there is one and JAX has one device;
+    else in the form that XLA does best.
+    """
     state = (step.weights, step.momentums, step.norms)
+    tensors = [
+        list(map(_value, variables)) for variables in (step.gradients, *state)
+    ]
+    on_one_cpu = _is_on_one_cpu()
+    settings = _Settings(
+        indices=step.indices,
+        clips=step.clip_gradients,
+        in_slabs=on_one_cpu,
+        compiled=on_one_cpu and _jax_compiled.serves(step.kernel, tensors[1]),
+    )
     *new_state, counts = _update(
-        [
-            list(map(_value, variables))
-            for variables in (step.gradients, *state)
-        ],
+        tensors,
         step.hyperparameters(step.learning_rate, step.dtype),
         _value(step.exclusions),
         _value(step.clip_counts),
-        indices=step.indices,
-        clips=step.clip_gradients,
-        in_slabs=_adds_slabs(),
+        settings=settings,
     )
     for variables, values in zip(state, new_state, strict=True):
         for variable, value in zip(variables, values, strict=True):
@@ -43,39 +52,91 @@ def update_dense(step: DenseStep) -> None:
         step.optimizer.assign(step.clip_counts, counts)
 
 
+class _Settings(NamedTuple):
+    """What is known when a step is traced.
+
+    Attributes:
+        indices: As of `DenseStep`.
+        clips: Whether gradients are clipped.
+        in_slabs: Whether elements are counted in slabs (CPU).
+        compiled: Whether the compiled library updates.
+    """
+
+    indices: tuple[int, ...]
+    clips: bool
+    in_slabs: bool
+    compiled: bool
+
+
+_Updated = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]
+
+
 def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _adds_slabs() -> bool:
-    # Slabs of an array that is spread over devices would gather it.
-    return _is_on_cpu() and keras.distribution.distribution() is None
+def _is_on_one_cpu() -> bool:
+    # Slabs, and calls of the library, would gather what is spread over devices.
+    return _is_on_cpu() and jax.device_count() == 1
 
 
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, keras.Variable) else x
 
 
-# Traced once for each shape, and not for each variable.
-_clipped_parts = jax.jit(
-    _xla_form.clipped_parts, static_argnames="in_slabs", inline=True
-)
-
-
 # Compiled by itself where the step is not, and a part of it where it is.
-@functools.partial(
-    jax.jit, static_argnames=("indices", "clips", "in_slabs"), inline=True
-)
+@functools.partial(jax.jit, static_argnames="settings", inline=True)
 def _update(
     tensors: Sequence[Sequence[Tensor]],
     hyperparameters: Hyperparameters,
     exclusions: Tensor | None,
     rows: Tensor | None,
-    indices: tuple[int, ...],
-    clips: bool,
-    in_slabs: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]:
-    gradients, *_ = tensors
+    settings: _Settings,
+) -> _Updated:
+    update = _update_compiled if settings.compiled else _update_fused
+    return update(settings, tensors, hyperparameters, exclusions, rows)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _update_compiled(
+    settings: _Settings,
+    tensors: Sequence[Sequence[Tensor]],
+    hyperparameters: Hyperparameters,
+    exclusions: Tensor | None,
+    rows: Tensor | None,
+) -> _Updated:
+    """The library's update; its derivatives are those of XLA's form."""
+    weights, momentums, norms, clipped = _jax_compiled.update(
+        tensors, hyperparameters, exclusions, settings.indices, settings.clips
+    )
+    counts = None
+    if rows is not None:
+        counts = _xla_form.next_counts(
+            rows,
+            clipped,
+            [w.shape for w in weights],
+            settings.indices,
+            exclusions,
+        )
+    return weights, momentums, norms, counts
+
+
+@_update_compiled.defjvp
+def _differentiate(settings: _Settings, primals: Any, tangents: Any) -> Any:
+    return jax.jvp(
+        functools.partial(_update_fused, settings), primals, tangents
+    )
+
+
+def _update_fused(
+    settings: _Settings,
+    tensors: Sequence[Sequence[Tensor]],
+    hyperparameters: Hyperparameters,
+    exclusions: Tensor | None,
+    rows: Tensor | None,
+) -> _Updated:
+    """XLA's form."""
+    indices, clips, in_slabs, _ = settings
     bounds: list[_xla_form.Bounds | None] = [None] * len(indices)
     if clips:
         dtype = keras.backend.standardize_dtype(tensors[3][0].dtype)
@@ -104,6 +165,12 @@ def _update(
         )
     weights, momentums, norms = map(list, zip(*new, strict=True))
     return weights, momentums, norms, counts
+
+
+# Traced once for each shape, and not for each variable.
+_clipped_parts = jax.jit(
+    _xla_form.clipped_parts, static_argnames="in_slabs", inline=True
+)
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
@@ -210,7 +277,7 @@ def is_replicated() -> bool:
 def is_finite(gradients: Sequence[Any]) -> Tensor:
     """Whether all elements of all gradients are finite."""
     return _are_finite(
-        [g.data if is_sparse(g) else g for g in gradients], _adds_slabs()
+        [g.data if is_sparse(g) else g for g in gradients], _is_on_one_cpu()
     )
 
 

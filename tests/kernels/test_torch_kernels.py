@@ -21,10 +21,10 @@ import torch
 
 from keras_adamax.kernels import (
     SETTING,
+    _compiled_library,
     _torch_compiled,
     _torch_device,
     _torch_eager,
-    _torch_library,
 )
 from keras_adamax.kernels import torch as kernel_module
 
@@ -59,7 +59,7 @@ KERNELS = ("compiled", "eager", "device")
 ROOT = pathlib.Path(keras_adamax.__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, _torch_library.COMPILERS)),
+    not any(map(shutil.which, _compiled_library.COMPILERS)),
     reason="a C++ compiler is needed",
 )
 
@@ -353,9 +353,10 @@ class TestCompilation:
     def test_asked_for_without_a_compiler(self, monkeypatch):
         monkeypatch.setenv("CXX", "no-such-compiler")
         monkeypatch.setattr(
-            _torch_library, "load", _torch_library.load.__wrapped__
+            _compiled_library, "load", _compiled_library.load.__wrapped__
         )
-        _torch_compiled._failure.cache_clear()
+        for function in (_torch_compiled._update, _torch_compiled._failure):
+            function.cache_clear()
         try:
             use(monkeypatch, "compiled")
             optimizer, variables = make([(3,)], "float32")
@@ -372,17 +373,18 @@ class TestCompilation:
 
     def test_every_loop_is_vectorized(self, tmp_path):
         """Where it is not, the step takes three times as long."""
-        compiler = _torch_library._compiler()
-        target, macros = _torch_library._target(compiler)
-        if b"__clang__" in macros:
+        compiler = _compiled_library._compiler()
+        source = _compiled_library.SOURCES / "_torch_cpu.cpp"
+        target, text = _compiled_library._target(compiler, source, ())
+        if b"__clang__" in text:
             pytest.skip("GCC's way to say so")
         done = subprocess.run(
             [
                 *compiler,
-                *_torch_library.OPTIONS,
+                *_compiled_library.OPTIONS,
                 *target,
                 "-fopt-info-vec-optimized",
-                str(_torch_library.SOURCE),
+                str(source),
                 "-o",
                 str(tmp_path / "library.so"),
             ],
@@ -390,14 +392,15 @@ class TestCompilation:
             text=True,
             check=True,
         )
-        source = _torch_library.SOURCE.read_text().splitlines()
+        header = _compiled_library.SOURCES / "_cpu_update.h"
+        lines = header.read_text().splitlines()
         pragma = next(
-            i for i, line in enumerate(source) if line.startswith("#pragma omp")
+            i for i, line in enumerate(lines) if line.startswith("#pragma omp")
         )
         vectorized = [
             line
             for line in done.stderr.splitlines()
-            if f".cpp:{pragma + 1}:" in line and "loop vectorized" in line
+            if f".h:{pragma + 1}:" in line and "loop vectorized" in line
         ]
         # Six kinds, clipped and not.
         assert len(vectorized) >= 12

@@ -173,6 +173,7 @@ def test_nan_spreads_and_inf_is_clipped(monkeypatch, loop, values):
 @given(
     size=st.one_of(
         st.integers(0, 70),
+        st.integers(-70, 70).map(lambda n: 2**20 + n),
         st.integers(-70, 70).map(lambda n: 2**12 + n),
         st.integers(0, 300_000),
     ),

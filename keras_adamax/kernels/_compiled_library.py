@@ -1,19 +1,18 @@
-"""Compiles `_torch_cpu.cpp` once a machine, and loads it.
+"""Compiles the C++ updates of CPU tensors once a machine, and loads them.
 
-Neither `torch.compile` nor torch's extension loader is used for the CPU: the
-first costs seconds of imports in each process even when its cache is warm, and
-tens of microseconds a tensor; the second needs ninja and half a minute for
-torch's headers, has to be built again for each release of torch, and a process
-that is killed while it builds leaves a lock behind. This source needs a
-compiler and a second.
+For torch, neither `torch.compile` nor its extension loader is used: the first
+costs seconds of imports in each process even when its cache is warm, and tens
+of microseconds a tensor; the second needs ninja and half a minute for torch's
+headers, has to be built again for each release of torch, and a process that is
+killed while it builds leaves a lock behind. These sources need a compiler and
+a second.
 
-The binary is kept in `$XDG_CACHE_HOME/keras_adamax` (`~/.cache/keras_adamax`),
-under a name made from the source, the options, and all that the compiler says
-of itself and of the processor it compiles for. So another compiler release,
-or another machine that shares the folder, gets a binary of its own. Processes
-may compile at the same time: each writes to a folder of its own and moves the
-whole binary into its place. Where the folder cannot be written, each process
-compiles for itself.
+A binary is kept in `$XDG_CACHE_HOME/keras_adamax` (`~/.cache/keras_adamax`),
+under a name made from the options and the preprocessed source with all macros:
+so another release of the compiler or of a header, or another processor that
+shares the folder, gets a binary of its own. Processes may compile at the same
+time: each writes to a folder of its own and moves the whole binary into its
+place. Where the folder cannot be written, each process compiles for itself.
 """
 
 import ctypes
@@ -24,9 +23,10 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("_torch_cpu.cpp")
+SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = (
     "-std=c++17",
@@ -55,22 +55,24 @@ class CompilationError(RuntimeError):
 
 
 @functools.cache
-def load() -> ctypes.CDLL:
-    """The library, compiled unless this machine has it.
+def load(name: str, includes: Sequence[str] = ()) -> ctypes.CDLL:
+    """The library of a source beside this file, compiled unless it is here.
+
+    Args:
+        name: The source's name.
+        includes: Folders of headers.
 
     Raises:
         CompilationError: If it cannot be compiled or loaded.
     """
     compiler = _compiler()
-    target, description = _target(compiler)
+    source = SOURCES / name
+    target, text = _target(compiler, source, includes)
     command = (*compiler, *OPTIONS, *target)
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(
-        b"\0".join((source, shlex.join(command).encode(), description))
-    )
-    name = f"torch_cpu_{key.hexdigest()[:32]}.so"
+    key = hashlib.sha256(b"\0".join((shlex.join(command).encode(), text)))
+    file = f"{source.stem.lstrip('_')}_{key.hexdigest()[:32]}.so"
     folder = cache_folder()
-    path = folder / name
+    path = folder / file
     if path.exists():
         return _open(path)
     try:
@@ -78,13 +80,23 @@ def load() -> ctypes.CDLL:
         scratch = tempfile.TemporaryDirectory(prefix=".new_", dir=folder)
     except OSError:
         scratch = tempfile.TemporaryDirectory(prefix="keras_adamax_")
-        path = Path(scratch.name, name)
+        path = Path(scratch.name, file)
     with scratch as new:
-        built = Path(new, "torch_cpu.so")
-        _run((*command, str(SOURCE), "-o", str(built)))
+        built = Path(new, "library.so")
+        _run((*command, *_including(includes), str(source), "-o", str(built)))
         os.replace(built, path)
         # Loaded before a folder of this process alone goes.
         return _open(path)
+
+
+def required(setting: str, other: str, failure: str) -> RuntimeError:
+    """The error of who asked for a library that cannot be had."""
+    return RuntimeError(
+        f"`{setting}` must be 'auto', '{other}' or 'reference' where no C++ "
+        f"compiler (GCC or Clang) works. Received: {setting}='compiled'. "
+        "Install one, or name it in the environment variable `CXX`. "
+        f"{failure}"
+    )
 
 
 def cache_folder() -> Path:
@@ -104,18 +116,31 @@ def _compiler() -> tuple[str, ...]:
     raise CompilationError(f"None of {', '.join(COMPILERS)} was found.")
 
 
-def _target(compiler: tuple[str, ...]) -> tuple[tuple[str, ...], bytes]:
-    """Options for this processor, and what the compiler predefines then."""
+def _target(
+    compiler: tuple[str, ...], source: Path, includes: Sequence[str]
+) -> tuple[tuple[str, ...], bytes]:
+    """Options for this processor, and all that the compiler would read.
+
+    That is the source with what it includes, and every macro: they say which
+    compiler it is, and what the processor has.
+    """
     failure = None
     for target in TARGETS:
         try:
             return target, _run(
-                (*compiler, *target, "-dM", "-E", "-x", "c++", os.devnull)
+                (
+                    *(*compiler, *OPTIONS, *target, *_including(includes)),
+                    *("-E", "-dD", "-P", str(source)),
+                )
             )
         except CompilationError as error:
             failure = error
     assert failure is not None
     raise failure
+
+
+def _including(folders: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"-I{folder}" for folder in folders)
 
 
 def _run(command: tuple[str, ...]) -> bytes:
@@ -143,11 +168,4 @@ def _open(path: Path) -> ctypes.CDLL:
         raise CompilationError(f"{path} could not be loaded: {error}") from (
             error
         )
-    pointer = ctypes.c_void_p
-    library.keras_adamax_update.restype = None
-    library.keras_adamax_update.argtypes = [
-        ctypes.c_int64,
-        *[pointer] * 11,
-        ctypes.c_int64,
-    ]
     return library

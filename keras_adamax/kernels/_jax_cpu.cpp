@@ -1,0 +1,240 @@
+// The update for XLA's CPU backend, a handler of its foreign function interface
+// (C API, whose header comes with jaxlib); registered by `_jax_compiled.py`.
+
+#include <sched.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "_cpu_update.h"
+#include "xla/ffi/api/c_api.h"
+
+namespace {
+
+// What all threads of one call share; the last of them frees it. A task that
+// XLA starts when all is done finds no block left, and touches no tensor.
+struct Shared {
+  Tensors all;
+  int64_t references;
+};
+
+void release(Shared* shared) {
+  if (__atomic_sub_fetch(&shared->references, 1, __ATOMIC_ACQ_REL) == 0) {
+    free(shared);
+  }
+}
+
+void work_of_task(void* argument) {
+  Shared* shared = static_cast<Shared*>(argument);
+  work(&shared->all);
+  release(shared);
+}
+
+XLA_FFI_Error* error(const XLA_FFI_Api* api, XLA_FFI_Error_Code code,
+                     const char* message) {
+  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE,
+                                    nullptr, message, code};
+  return api->XLA_FFI_Error_Create(&args);
+}
+
+// Whether there was none; forgets it.
+bool succeeded(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
+  if (!error) return true;
+  XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
+                                     nullptr, error};
+  api->XLA_FFI_Error_Destroy(&args);
+  return false;
+}
+
+XLA_FFI_Error* describe(XLA_FFI_Extension_Base* extension) {
+  XLA_FFI_Metadata* metadata =
+      reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata;
+  metadata->api_version = {XLA_FFI_Api_Version_STRUCT_SIZE, nullptr,
+                           XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
+  metadata->traits = 0;
+  metadata->state_type_id = XLA_FFI_UNKNOWN_TYPE_ID;
+  return nullptr;
+}
+
+int64_t threads_of_pool(const XLA_FFI_CallFrame& frame) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {
+      XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, nullptr, frame.ctx,
+      &threads};
+  const bool has_pool = succeeded(
+      frame.api, frame.api->XLA_FFI_ThreadPool_NumThreads(&args));
+  return has_pool ? threads : 1;
+}
+
+const XLA_FFI_Buffer& argument(const XLA_FFI_CallFrame& frame, int64_t i) {
+  return *static_cast<XLA_FFI_Buffer*>(frame.args.args[i]);
+}
+
+const XLA_FFI_Buffer& result(const XLA_FFI_CallFrame& frame, int64_t i) {
+  return *static_cast<XLA_FFI_Buffer*>(frame.rets.rets[i]);
+}
+
+int64_t elements(const XLA_FFI_Buffer& buffer) {
+  int64_t size = 1;
+  for (int64_t i = 0; i < buffer.rank; ++i) size *= buffer.dims[i];
+  return size;
+}
+
+const void* attribute(const XLA_FFI_CallFrame& frame, const char* name) {
+  for (int64_t i = 0; i < frame.attrs.size; ++i) {
+    const XLA_FFI_ByteSpan& span = *frame.attrs.names[i];
+    if (span.len == strlen(name) && !memcmp(span.ptr, name, span.len)) {
+      return frame.attrs.attrs[i];
+    }
+  }
+  return nullptr;
+}
+
+// The row of `kUpdates`, or -1.
+int64_t kind_of(XLA_FFI_DataType weight, XLA_FFI_DataType gradient) {
+  switch (weight) {
+    case XLA_FFI_DataType_F32:
+      return gradient == XLA_FFI_DataType_F32 ? 0 : -1;
+    case XLA_FFI_DataType_F64:
+      return gradient == XLA_FFI_DataType_F64 ? 1 : -1;
+    case XLA_FFI_DataType_F16:
+      return gradient == XLA_FFI_DataType_F16   ? 2
+             : gradient == XLA_FFI_DataType_F32 ? 3
+                                                : -1;
+    case XLA_FFI_DataType_BF16:
+      return gradient == XLA_FFI_DataType_BF16  ? 4
+             : gradient == XLA_FFI_DataType_F32 ? 5
+                                                : -1;
+    default:
+      return -1;
+  }
+}
+
+double scalar(const XLA_FFI_Buffer& buffer, int64_t i) {
+  return buffer.dtype == XLA_FFI_DataType_F64
+             ? static_cast<const double*>(buffer.data)[i]
+             : double(static_cast<const float*>(buffer.data)[i]);
+}
+
+// A result has its argument's memory, unless XLA could not give it that.
+void* in_place(const XLA_FFI_Buffer& from, const XLA_FFI_Buffer& to,
+               int64_t bytes) {
+  if (from.data != to.data && bytes) memcpy(to.data, from.data, bytes);
+  return to.data;
+}
+
+int64_t bytes_of(XLA_FFI_DataType dtype) {
+  return dtype == XLA_FFI_DataType_F64   ? 8
+         : dtype == XLA_FFI_DataType_F32 ? 4
+                                         : 2;
+}
+
+}  // namespace
+
+// Updates `n` variables in place.
+//
+// Arguments: the scalars, in the order of `Scalars`; of all the optimizer's
+// variables, > 0 where one is not clipped (read where there are any); then `n`
+// gradients, weights, momentums, norms. Results: new weights, momentums, norms,
+// and how many elements of each gradient were clipped (int32). Attributes:
+// `clips`, whether any is clipped (int64), and `indices`, which `n` of the
+// optimizer's variables they are (array of int64).
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error*
+keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
+  const XLA_FFI_CallFrame& frame = *call;
+  XLA_FFI_Extension_Base* extension = frame.extension_start;
+  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
+    return describe(extension);
+  }
+  const int64_t count = (frame.rets.size - 1) / 3;
+  const auto* indices =
+      static_cast<const XLA_FFI_Array*>(attribute(frame, "indices"));
+  const auto* clips =
+      static_cast<const XLA_FFI_Scalar*>(attribute(frame, "clips"));
+  if (frame.stage != XLA_FFI_ExecutionStage_EXECUTE || !indices || !clips ||
+      int64_t(indices->size) != count || frame.args.size != 2 + 4 * count) {
+    return error(frame.api, XLA_FFI_Error_Code_INVALID_ARGUMENT,
+                 "keras_adamax: a call that does not fit this handler");
+  }
+  const size_t words = size_t(9 * count + 1);
+  Shared* shared = static_cast<Shared*>(
+      malloc(sizeof(Shared) + words * sizeof(int64_t)));
+  if (!shared) {
+    return error(frame.api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
+                 "keras_adamax: no memory");
+  }
+  shared->references = 1;
+  Tensors& all = shared->all;
+  int64_t* room = reinterpret_cast<int64_t*>(shared + 1);
+  int64_t* kinds = room;
+  int64_t* are_clipped = room + count;
+  int64_t* sizes = room + 2 * count;
+  all.clipped = room + 3 * count;
+  all.starts = room + 4 * count;
+  void** pointers = reinterpret_cast<void**>(room + 5 * count + 1);
+  all.count = count;
+  all.kinds = kinds;
+  all.clips = are_clipped;
+  all.sizes = sizes;
+  all.gradients = pointers;
+  all.weights = pointers + count;
+  all.momentums = pointers + 2 * count;
+  all.norms = pointers + 3 * count;
+
+  const XLA_FFI_Buffer& scalars = argument(frame, 0);
+  all.scalars = {scalar(scalars, 0), scalar(scalars, 1), scalar(scalars, 2),
+                 scalar(scalars, 3), scalar(scalars, 4), scalar(scalars, 5),
+                 scalar(scalars, 6)};
+  const XLA_FFI_Buffer& exclusions = argument(frame, 1);
+  const bool has_exclusions = elements(exclusions) > 0;
+  const bool clips_any = *static_cast<const int64_t*>(clips->value) != 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const XLA_FFI_Buffer& gradient = argument(frame, 2 + i);
+    const XLA_FFI_Buffer& weight = argument(frame, 2 + count + i);
+    const XLA_FFI_Buffer& momentum = argument(frame, 2 + 2 * count + i);
+    const XLA_FFI_Buffer& norm = argument(frame, 2 + 3 * count + i);
+    const int64_t index = static_cast<const int64_t*>(indices->data)[i];
+    kinds[i] = kind_of(weight.dtype, gradient.dtype);
+    if (kinds[i] < 0) {
+      free(shared);
+      return error(frame.api, XLA_FFI_Error_Code_UNIMPLEMENTED,
+                   "keras_adamax: dtypes that this handler does not have");
+    }
+    are_clipped[i] =
+        clips_any && !(has_exclusions &&
+                       static_cast<const float*>(exclusions.data)[index] > 0);
+    sizes[i] = elements(weight);
+    const int64_t state_bytes = sizes[i] * bytes_of(norm.dtype);
+    pointers[i] = gradient.data;
+    pointers[count + i] = in_place(weight, result(frame, i),
+                                   sizes[i] * bytes_of(weight.dtype));
+    pointers[2 * count + i] =
+        in_place(momentum, result(frame, count + i), state_bytes);
+    pointers[3 * count + i] =
+        in_place(norm, result(frame, 2 * count + i), state_bytes);
+  }
+  divide_into_blocks(all);
+
+  const int64_t blocks = all.starts[count];
+  const int64_t threads = threads_of_pool(frame);
+  const int64_t helpers = (blocks < threads ? blocks : threads) - 1;
+  for (int64_t i = 0; i < helpers; ++i) {
+    XLA_FFI_ThreadPool_Schedule_Args args = {
+        XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame.ctx,
+        work_of_task, shared};
+    __atomic_fetch_add(&shared->references, 1, __ATOMIC_RELAXED);
+    if (!succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args))) {
+      release(shared);
+      break;
+    }
+  }
+  work(&all);
+  // Only for blocks that another thread has begun: nothing here waits for a
+  // task that may never start.
+  while (__atomic_load_n(&all.done, __ATOMIC_ACQUIRE) < blocks) sched_yield();
+  int32_t* clipped =
+      static_cast<int32_t*>(result(frame, 3 * count).data);
+  for (int64_t i = 0; i < count; ++i) clipped[i] = int32_t(all.clipped[i]);
+  release(shared);
+  return nullptr;
+}

@@ -1,0 +1,324 @@
+"""JAX's compiled update: the reference's results, in place, and who steps in."""
+
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_adamax
+from keras_adamax.kernels import SETTING, _compiled_library
+from tests.kernels.test_xla_form import OPTIONS, run
+from tests.oracle import AdamaxClippedOracle, heavy_tailed_gradients
+from tests.support import assert_same, make_step, make_variables, state_of
+
+if keras.backend.backend() != "jax":
+    pytest.skip("this is a kernel of JAX", allow_module_level=True)
+
+import jax
+import jax.numpy as jnp
+
+from keras_adamax.kernels import _jax_compiled
+
+ROOT = pathlib.Path(keras_adamax.__file__).parents[1]
+# In several blocks, in one, without elements, a scalar; in several calls.
+SHAPES = ((37, 5), (70_001,), (3, 0), (), (600, 500))
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, _compiled_library.COMPILERS)),
+    reason="a C++ compiler is needed",
+)
+
+
+@pytest.mark.parametrize("loop", ("eager", "stateless"))
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gives_what_the_reference_gives(monkeypatch, options, loop):
+    """Bit for bit in an eager step, where XLA fuses nothing."""
+    monkeypatch.setenv(SETTING, "reference")
+    expected, expected_counts = run("eager", 24, shapes=SHAPES, **options)
+    monkeypatch.setenv(SETTING, "compiled")
+    actual, counts = run(loop, 24, shapes=SHAPES, **options)
+    assert counts == expected_counts
+    if loop == "eager":
+        assert_same(expected, actual)
+    assert list(actual) == list(expected)
+    for path, value in expected.items():
+        # XLA rounds the scalars of a jitted step once more, or less.
+        np.testing.assert_allclose(
+            actual[path], value, rtol=1e-4, atol=1e-5, err_msg=path
+        )
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
+@pytest.mark.parametrize("given", ("float32", "float16", "bfloat16"))
+def test_gives_it_in_every_dtype_for_200_steps(monkeypatch, dtype, given):
+    shapes = ((37, 5), (9_000,), ())
+    rng = np.random.default_rng(1)
+    series = [heavy_tailed_gradients(rng, shape, 200) for shape in shapes]
+    results = []
+    for kernel in ("reference", "compiled"):
+        monkeypatch.setenv(SETTING, kernel)
+        variables = make_variables(
+            [np.ones(shape, "float32") for shape in shapes], dtype=dtype
+        )
+        optimizer = keras_adamax.AdamaxClipped(
+            0.01, exclude_from_clipping=["weight_2"]
+        )
+        optimizer.build(variables)
+        for gradients in zip(*series, strict=True):
+            optimizer.apply(
+                [jnp.asarray(g, "float32").astype(given) for g in gradients],
+                variables,
+            )
+        results.append(state_of(optimizer, variables))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("loop", ("eager", "stateless"))
+def test_follows_the_oracle(monkeypatch, loop):
+    monkeypatch.setenv(SETTING, "compiled")
+    rng = np.random.default_rng(2)
+    start = np.asarray(rng.normal(size=(40, 2_500)), "float32")
+    [variable] = make_variables([start])
+    optimizer = keras_adamax.AdamaxClipped(0.01, bias_correction=True)
+    step = make_step(loop, optimizer, [variable])
+    oracle = AdamaxClippedOracle(
+        [start],
+        learning_rate=0.01,
+        bias_correction=True,
+        bias_correction_dtype="float32",
+        dtypes="float32",
+    )
+    for gradient in heavy_tailed_gradients(rng, start.shape, 50):
+        gradient = gradient.astype("float32")
+        step([gradient])
+        oracle.step([gradient])
+    for name, actual in (
+        ("w", variable),
+        ("m", optimizer._momentums[0]),
+        ("u", optimizer._norms[0]),
+    ):
+        error = abs(np.asarray(actual.value, "float64") - getattr(oracle, name))
+        assert (error <= getattr(oracle, name + "_error")[0]).all(), name
+    [clipped] = optimizer.clip_statistics().clipped.values()
+    assert abs(clipped - oracle.clipped[0]) <= oracle.uncertain[0]
+
+
+@pytest.mark.parametrize("values", [(np.inf, -np.inf), (np.inf, np.nan)])
+def test_nan_spreads_and_inf_is_clipped(monkeypatch, values):
+    results = []
+    for kernel in ("reference", "compiled"):
+        monkeypatch.setenv(SETTING, kernel)
+        results.append(run("eager", 12, shapes=((37, 5),), nonfinite=values))
+    (expected, expected_counts), (actual, counts) = results
+    assert counts == expected_counts
+    assert_same(expected, actual)
+
+
+class TestMemory:
+    def analysis(self, monkeypatch, kernel, **options):
+        monkeypatch.setenv(SETTING, kernel)
+        variables = make_variables(
+            [np.ones(shape, "float32") for shape in ((2048, 1024), (512,))]
+        )
+        optimizer = keras_adamax.AdamaxClipped(**options)
+        optimizer.build(variables)
+
+        def step(values, state, gradients):
+            return optimizer.stateless_apply(state, gradients, values)
+
+        values = [v.value for v in variables]
+        compiled = (
+            jax.jit(step, donate_argnums=(0, 1))
+            .lower(values, [v.value for v in optimizer.variables], values)
+            .compile()
+        )
+        return compiled.memory_analysis()
+
+    @pytest.mark.parametrize("options", ({}, {"skip_nonfinite": True}))
+    @pytest.mark.parametrize("kernel", ("compiled", "fused"))
+    def test_updates_where_the_state_lies(self, monkeypatch, kernel, options):
+        """1 % of what Keras's Adamax has: weight, gradient and two states."""
+        analysis = self.analysis(monkeypatch, kernel, **options)
+        size = 4 * 2048 * 1024
+        assert analysis.temp_size_in_bytes < 0.01 * 4 * size
+        # Weights, momentums and norms are results in the arguments' memory.
+        assert analysis.alias_size_in_bytes > 3 * size
+        fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        assert fresh < 0.001 * size
+
+
+def test_a_variable_keeps_its_value_where_nothing_is_donated(monkeypatch):
+    monkeypatch.setenv(SETTING, "compiled")
+    [variable] = make_variables([np.ones((300, 200), "float32")])
+    optimizer = keras_adamax.AdamaxClipped(0.5)
+    optimizer.build([variable])
+    before = [variable.value, *(v.value for v in optimizer.variables)]
+    copies = [np.array(value) for value in before]
+    optimizer.apply([jnp.ones((300, 200))], [variable])
+    for value, copy in zip(before, copies, strict=True):
+        np.testing.assert_array_equal(value, copy)
+    np.testing.assert_array_less(variable.value, 1.0)
+
+
+def stateless(optimizer):
+    def step(values, state, gradients):
+        return optimizer.stateless_apply(state, gradients, values)
+
+    return step
+
+
+def arguments(shape=(6, 4), **options):
+    [variable] = make_variables([np.ones(shape, "float32")])
+    optimizer = keras_adamax.AdamaxClipped(0.1, **options)
+    optimizer.build([variable])
+    state = [v.value for v in optimizer.variables]
+    return stateless(optimizer), [variable.value], state
+
+
+def test_can_be_differentiated_as_the_reference_can(monkeypatch):
+    results = []
+    for kernel in ("reference", "compiled"):
+        monkeypatch.setenv(SETTING, kernel)
+        # Of a gradient that is clipped, or the same in all steps, no weight
+        # depends.
+        step, values, state = arguments(clip_epsilon=10.0)
+
+        def loss(gradient, step=step, values=values, state=state):
+            new = values
+            for number in range(3):
+                new, state = step(new, state, [gradient + number])
+            return jnp.sum(new[0] ** 2)
+
+        gradient = jnp.linspace(-2.0, 2.0, 24).reshape(6, 4)
+        results.append(jax.jit(jax.grad(loss))(gradient))
+    assert np.any(results[0] != 0.0)
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+def test_can_be_mapped(monkeypatch):
+    """As an ensemble is trained: other weights and gradients, one step."""
+    monkeypatch.setenv(SETTING, "compiled")
+    step, values, state = arguments()
+    gradients = jnp.linspace(-2.0, 2.0, 72).reshape(3, 6, 4)
+    mapped, _ = jax.vmap(step, in_axes=(None, None, [0]))(
+        values, state, [gradients]
+    )
+    for i in range(3):
+        new, _ = step(values, state, [gradients[i]])
+        np.testing.assert_allclose(mapped[0][i], new[0], rtol=1e-6)
+
+
+def test_steps_in_many_threads(monkeypatch):
+    """Blocks of one step never go to another."""
+    monkeypatch.setenv(SETTING, "compiled")
+    step, values, state = arguments(shape=(700, 500))
+    jitted = jax.jit(step)
+    gradients = [jnp.full((700, 500), float(i)) for i in range(1, 9)]
+    expected = [jitted(values, state, [g]) for g in gradients]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            actual = list(
+                pool.map(lambda g: jitted(values, state, [g]), gradients)
+            )
+            for a, b in zip(
+                jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+            ):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_exclusions_are_read_in_every_step(monkeypatch):
+    """A loaded state may change them, and no trace starts anew for it."""
+    monkeypatch.setenv(SETTING, "compiled")
+    [variable] = make_variables([np.ones((6, 4), "float32")])
+    optimizer = keras_adamax.AdamaxClipped(exclude_from_clipping=["weight_0"])
+    optimizer.build([variable])
+    names = [v.name for v in optimizer.variables]
+    state = [v.value for v in optimizer.variables]
+    jitted = jax.jit(stateless(optimizer))
+    for excluded, norm in ((1.0, 1.0), (0.0, 1e-4)):
+        state[names.index("clipping_exclusions")] = jnp.full((1,), excluded)
+        _, new = jitted([variable.value], state, [jnp.ones((6, 4))])
+        np.testing.assert_allclose(new[names.index("weight_0_norm")], norm)
+
+
+def test_other_dtypes_are_left_to_xla():
+    assert not _jax_compiled.serves("auto", [jnp.ones(3, "float8_e4m3fn")])
+    assert _jax_compiled.serves("auto", [jnp.ones(3)])
+
+
+def test_what_does_not_fit_is_refused():
+    """XLA gets an error, and memory stays as it was."""
+    assert _jax_compiled.serves("compiled", [])
+    call = jax.ffi.ffi_call(
+        _jax_compiled._TARGET,
+        [jax.ShapeDtypeStruct((3,), "float32")],
+    )
+    with pytest.raises(Exception, match="does not fit this handler"):
+        jax.block_until_ready(call(jnp.ones(3), clips=np.int64(1)))
+
+
+SCRIPT = """
+import os
+os.environ["KERAS_BACKEND"] = "jax"
+import keras, numpy as np, keras_adamax
+variable = keras.Variable(np.ones(3, "float32"), name="weight")
+optimizer = keras_adamax.AdamaxClipped()
+optimizer.build([variable])
+optimizer.apply([np.ones(3, "float32")], [variable])
+assert optimizer.clip_rate() == 1.0
+from keras_adamax.kernels import _jax_compiled
+print("compiled" if _jax_compiled.serves("auto", []) else "fused")
+"""
+
+
+def start(**environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output.strip(), errors
+
+
+class TestCompilation:
+    def test_by_two_processes_at_a_time(self, tmp_path):
+        both = [start(XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
+        assert [finish(process)[0] for process in both] == ["compiled"] * 2
+        # One library, and nothing else.
+        [_] = (tmp_path / "keras_adamax").iterdir()
+
+    @pytest.mark.parametrize("compiler", ("false", "no-such-compiler"))
+    def test_without_a_compiler(self, tmp_path, compiler):
+        process = start(CXX=compiler, XDG_CACHE_HOME=str(tmp_path))
+        # Nobody is nagged.
+        assert finish(process) == ("fused", "")
+
+    def test_asked_for_without_a_compiler(self, monkeypatch):
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        monkeypatch.setattr(
+            _compiled_library, "load", _compiled_library.load.__wrapped__
+        )
+        _jax_compiled._failure.cache_clear()
+        try:
+            monkeypatch.setenv(SETTING, "compiled")
+            [variable] = make_variables([np.ones(3, "float32")])
+            optimizer = keras_adamax.AdamaxClipped()
+            optimizer.build([variable])
+            with pytest.raises(RuntimeError, match="`CXX`.*no-such-compiler"):
+                optimizer.apply([jnp.ones(3)], [variable])
+        finally:
+            _jax_compiled._failure.cache_clear()
