@@ -1,4 +1,4 @@
-"""JAX's compiled update: the reference's results, in place, and who steps in."""
+"""The compiled update of JAX: what it gives, where, and who steps in."""
 
 import concurrent.futures
 import os
