@@ -142,6 +142,8 @@ def arms(backend: str) -> dict[str, Arm]:
             "ours_skip_nonfinite", "ours, skip_nonfinite", skip_nonfinite=True
         ),
     ]
+    if backend == "jax":
+        every.append(_ours("ours_fused", "ours, fused by XLA", kernel="fused"))
     if backend == "torch":
         every += [
             _ours("ours_compiled", "ours, compiled", kernel="compiled"),

@@ -52,6 +52,7 @@ MEMORY_ARMS = (
     "ours_skip_nonfinite",
     "ours_compiled",
     "ours_eager",
+    "ours_fused",
 )
 # A machine may lack what these need.
 OPTIONAL_KERNELS = ("compiled", "eager")

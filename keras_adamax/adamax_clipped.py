@@ -427,7 +427,8 @@ class AdamaxClipped(RestorableOptimizer):
             present = [g for g in grads if g is not None]
             self._kernel.apply_if(
                 self._kernel.is_finite(
-                    present if scale is None else [g / scale for g in present]
+                    present if scale is None else [g / scale for g in present],
+                    self._kernel_choice,
                 ),
                 self,
                 super().apply,

@@ -81,6 +81,8 @@ def test_optimizer_step(tmp_path):
     }
     if BACKEND == "torch":
         ours |= {"ours_compiled", "ours_eager"}
+    if BACKEND == "jax":
+        ours.add("ours_fused")
     dense = ours | {
         "keras_adamax",
         "keras_adam",

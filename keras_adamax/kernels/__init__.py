@@ -20,8 +20,8 @@ the same functions:
 - `take_rows(variable, indices)` and
   `assign_rows(optimizer, variable, indices, values)`: read and write rows in
   place, at a cost that does not grow with the number of rows.
-- `is_finite(gradients)` and `apply_if(finite, optimizer, apply, ...)`: the
-  decision and the branch behind `skip_nonfinite`.
+- `is_finite(gradients, kernel)` and `apply_if(finite, optimizer, apply, ...)`:
+  the decision and the branch behind `skip_nonfinite`.
 - `measure(function, pack, previous, current, step)`, with `overwrite(kept,
   values)`, `after(event, *values)`, `count_integers(values, length)` and
   `place_like(value, other)`: reductions of how far weights moved, without a

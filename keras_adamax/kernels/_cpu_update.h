@@ -180,17 +180,19 @@ const Update kUpdates[][2] = {
      update<BFloat16, float, float, true>},
 };
 
-// Tensors to update, by any number of threads that call `work`.
+// Tensors to work on, by any number of threads that call `work`.
 struct Tensors {
+  // Does a part of one of them; what it returns is added up in `found`.
+  int64_t (*run)(const Tensors&, int64_t i, int64_t begin, int64_t end);
   int64_t count;
-  const int64_t* kinds;
-  const int64_t* clips;
-  const int64_t* sizes;
-  const void* const* gradients;
-  void* const* weights;
-  void* const* momentums;
-  void* const* norms;
-  int64_t* clipped;
+  int64_t* kinds;
+  int64_t* clips;
+  int64_t* sizes;
+  void** gradients;
+  void** weights;
+  void** momentums;
+  void** norms;
+  int64_t* found;
   Scalars scalars;
   // Of the first block of each tensor, and of the end.
   int64_t* starts;
@@ -198,10 +200,18 @@ struct Tensors {
   int64_t done;
 };
 
+// Returns how many elements were clipped.
+int64_t update_block(const Tensors& all, int64_t i, int64_t begin,
+                     int64_t end) {
+  return kUpdates[all.kinds[i]][all.clips[i]](
+      all.gradients[i], all.weights[i], all.momentums[i], all.norms[i], begin,
+      end, all.scalars);
+}
+
 void divide_into_blocks(Tensors& all) {
   all.starts[0] = 0;
   for (int64_t i = 0; i < all.count; ++i) {
-    all.clipped[i] = 0;
+    all.found[i] = 0;
     all.starts[i + 1] = all.starts[i] + (all.sizes[i] + kBlock - 1) / kBlock;
   }
   all.next = 0;
@@ -218,12 +228,8 @@ void work(void* argument) {
     const int64_t begin = (block - all.starts[i]) * kBlock;
     const int64_t end =
         begin + kBlock < all.sizes[i] ? begin + kBlock : all.sizes[i];
-    const int64_t clipped = kUpdates[all.kinds[i]][all.clips[i]](
-        all.gradients[i], all.weights[i], all.momentums[i], all.norms[i],
-        begin, end, all.scalars);
-    if (clipped) {
-      __atomic_fetch_add(&all.clipped[i], clipped, __ATOMIC_RELAXED);
-    }
+    const int64_t found = all.run(all, i, begin, end);
+    if (found) __atomic_fetch_add(&all.found[i], found, __ATOMIC_RELAXED);
     __atomic_fetch_add(&all.done, 1, __ATOMIC_RELEASE);
   }
 }

@@ -13,7 +13,8 @@ import numpy as np
 from keras_adamax.kernels import SETTING, _compiled_library
 from keras_adamax.update_rule import Hyperparameters
 
-_TARGET = "keras_adamax_update"
+_UPDATE = "keras_adamax_update"
+_COUNT = "keras_adamax_count_nonfinite"
 # Dtypes of gradients that the library takes as they are, by the weight's.
 _KINDS = {
     "float32": {"float32"},
@@ -36,11 +37,12 @@ def _failure() -> str | None:
     except _compiled_library.CompilationError as error:
         logging.getLogger(__name__).info("Updates are left to XLA: %s", error)
         return str(error)
-    jax.ffi.register_ffi_target(
-        _TARGET,
-        jax.ffi.pycapsule(library.keras_adamax_update_in_xla),
-        platform="cpu",
-    )
+    for name in (_UPDATE, _COUNT):
+        jax.ffi.register_ffi_target(
+            name,
+            jax.ffi.pycapsule(getattr(library, f"{name}_in_xla")),
+            platform="cpu",
+        )
     return None
 
 
@@ -96,7 +98,7 @@ def update(
         changed = [x for values in state for x in values]
         first = 2 + len(gradients)
         call = jax.ffi.ffi_call(
-            _TARGET,
+            _UPDATE,
             [
                 *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in changed),
                 jax.ShapeDtypeStruct((end - start,), "int32"),
@@ -120,6 +122,16 @@ def update(
         for k, kind in enumerate(new):
             kind += values[k * length : (k + 1) * length]
     return *new, jnp.concatenate([clipped for *_, clipped in results])
+
+
+def are_finite(tensors: Sequence[jax.Array]) -> jax.Array:
+    """Whether all elements of all tensors are finite, as a boolean scalar."""
+    call = jax.ffi.ffi_call(
+        _COUNT,
+        jax.ShapeDtypeStruct((len(tensors),), "int32"),
+        vmap_method="sequential",
+    )
+    return jnp.all(call(*tensors) == 0)
 
 
 def _groups(sizes: Sequence[int]) -> list[tuple[int, int]]:

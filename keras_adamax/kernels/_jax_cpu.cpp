@@ -129,7 +129,129 @@ int64_t bytes_of(XLA_FFI_DataType dtype) {
                                          : 2;
 }
 
+// Room for what a call has to say of `count` tensors; null where there is none.
+Shared* make_shared(int64_t count) {
+  const size_t words = size_t(9 * count + 1);
+  Shared* shared = static_cast<Shared*>(
+      malloc(sizeof(Shared) + words * sizeof(int64_t)));
+  if (!shared) return nullptr;
+  shared->references = 1;
+  int64_t* room = reinterpret_cast<int64_t*>(shared + 1);
+  void** pointers = reinterpret_cast<void**>(room + 5 * count + 1);
+  shared->all.count = count;
+  shared->all.kinds = room;
+  shared->all.clips = room + count;
+  shared->all.sizes = room + 2 * count;
+  shared->all.found = room + 3 * count;
+  shared->all.starts = room + 4 * count;
+  shared->all.gradients = pointers;
+  shared->all.weights = pointers + count;
+  shared->all.momentums = pointers + 2 * count;
+  shared->all.norms = pointers + 3 * count;
+  return shared;
+}
+
+// Does all blocks, with the threads of XLA that have nothing else to do.
+// Writes what was found of each tensor to `found`, and lets go of `shared`.
+void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
+                   int32_t* found) {
+  Tensors& all = shared->all;
+  divide_into_blocks(all);
+  const int64_t blocks = all.starts[all.count];
+  const int64_t threads = threads_of_pool(frame);
+  const int64_t helpers = (blocks < threads ? blocks : threads) - 1;
+  for (int64_t i = 0; i < helpers; ++i) {
+    XLA_FFI_ThreadPool_Schedule_Args args = {
+        XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame.ctx,
+        work_of_task, shared};
+    __atomic_fetch_add(&shared->references, 1, __ATOMIC_RELAXED);
+    if (!succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args))) {
+      release(shared);
+      break;
+    }
+  }
+  work(&all);
+  // Only for blocks that another thread has begun: nothing here waits for a
+  // task that may never start.
+  while (__atomic_load_n(&all.done, __ATOMIC_ACQUIRE) < blocks) sched_yield();
+  for (int64_t i = 0; i < all.count; ++i) found[i] = int32_t(all.found[i]);
+  release(shared);
+}
+
+// An element is not finite if all bits of its exponent are set.
+template <typename Bits, Bits exponent>
+int64_t count_nonfinite(const void* elements, int64_t begin, int64_t end) {
+  const Bits* bits = static_cast<const Bits*>(elements);
+  int32_t found = 0;
+#pragma omp simd reduction(+ : found)
+  for (int64_t i = begin; i < end; ++i) {
+    found += (bits[i] & exponent) == exponent;
+  }
+  return found;
+}
+
+// By dtype: float32, float64, float16, bfloat16.
+int64_t (*const kCounts[])(const void*, int64_t, int64_t) = {
+    count_nonfinite<uint32_t, 0x7F800000u>,
+    count_nonfinite<uint64_t, 0x7FF0000000000000u>,
+    count_nonfinite<uint16_t, uint16_t(0x7C00u)>,
+    count_nonfinite<uint16_t, uint16_t(0x7F80u)>,
+};
+
+int64_t count_block(const Tensors& all, int64_t i, int64_t begin,
+                    int64_t end) {
+  return kCounts[all.kinds[i]](all.gradients[i], begin, end);
+}
+
+// The row of `kCounts`, or -1.
+int64_t count_of(XLA_FFI_DataType dtype) {
+  return dtype == XLA_FFI_DataType_F32    ? 0
+         : dtype == XLA_FFI_DataType_F64  ? 1
+         : dtype == XLA_FFI_DataType_F16  ? 2
+         : dtype == XLA_FFI_DataType_BF16 ? 3
+                                          : -1;
+}
+
+XLA_FFI_Error* no_memory(const XLA_FFI_Api* api) {
+  return error(api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
+               "keras_adamax: no memory");
+}
+
+XLA_FFI_Error* strange_dtype(const XLA_FFI_Api* api) {
+  return error(api, XLA_FFI_Error_Code_UNIMPLEMENTED,
+               "keras_adamax: dtypes that this handler does not have");
+}
+
 }  // namespace
+
+// Counts what is not finite.
+//
+// Arguments: tensors. Result: how many of the elements of each are NaN or
+// infinite (int32).
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error*
+keras_adamax_count_nonfinite_in_xla(XLA_FFI_CallFrame* call) {
+  const XLA_FFI_CallFrame& frame = *call;
+  XLA_FFI_Extension_Base* extension = frame.extension_start;
+  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
+    return describe(extension);
+  }
+  Shared* shared = make_shared(frame.args.size);
+  if (!shared) return no_memory(frame.api);
+  Tensors& all = shared->all;
+  all.run = count_block;
+  for (int64_t i = 0; i < all.count; ++i) {
+    const XLA_FFI_Buffer& tensor = argument(frame, i);
+    all.kinds[i] = count_of(tensor.dtype);
+    if (all.kinds[i] < 0) {
+      release(shared);
+      return strange_dtype(frame.api);
+    }
+    all.sizes[i] = elements(tensor);
+    all.gradients[i] = tensor.data;
+  }
+  work_together(frame, shared, static_cast<int32_t*>(result(frame, 0).data));
+  return nullptr;
+}
 
 // Updates `n` variables in place.
 //
@@ -156,30 +278,10 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
     return error(frame.api, XLA_FFI_Error_Code_INVALID_ARGUMENT,
                  "keras_adamax: a call that does not fit this handler");
   }
-  const size_t words = size_t(9 * count + 1);
-  Shared* shared = static_cast<Shared*>(
-      malloc(sizeof(Shared) + words * sizeof(int64_t)));
-  if (!shared) {
-    return error(frame.api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
-                 "keras_adamax: no memory");
-  }
-  shared->references = 1;
+  Shared* shared = make_shared(count);
+  if (!shared) return no_memory(frame.api);
   Tensors& all = shared->all;
-  int64_t* room = reinterpret_cast<int64_t*>(shared + 1);
-  int64_t* kinds = room;
-  int64_t* are_clipped = room + count;
-  int64_t* sizes = room + 2 * count;
-  all.clipped = room + 3 * count;
-  all.starts = room + 4 * count;
-  void** pointers = reinterpret_cast<void**>(room + 5 * count + 1);
-  all.count = count;
-  all.kinds = kinds;
-  all.clips = are_clipped;
-  all.sizes = sizes;
-  all.gradients = pointers;
-  all.weights = pointers + count;
-  all.momentums = pointers + 2 * count;
-  all.norms = pointers + 3 * count;
+  all.run = update_block;
 
   const XLA_FFI_Buffer& scalars = argument(frame, 0);
   all.scalars = {scalar(scalars, 0), scalar(scalars, 1), scalar(scalars, 2),
@@ -194,47 +296,25 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
     const XLA_FFI_Buffer& momentum = argument(frame, 2 + 2 * count + i);
     const XLA_FFI_Buffer& norm = argument(frame, 2 + 3 * count + i);
     const int64_t index = static_cast<const int64_t*>(indices->data)[i];
-    kinds[i] = kind_of(weight.dtype, gradient.dtype);
-    if (kinds[i] < 0) {
-      free(shared);
-      return error(frame.api, XLA_FFI_Error_Code_UNIMPLEMENTED,
-                   "keras_adamax: dtypes that this handler does not have");
+    all.kinds[i] = kind_of(weight.dtype, gradient.dtype);
+    if (all.kinds[i] < 0) {
+      release(shared);
+      return strange_dtype(frame.api);
     }
-    are_clipped[i] =
+    all.clips[i] =
         clips_any && !(has_exclusions &&
                        static_cast<const float*>(exclusions.data)[index] > 0);
-    sizes[i] = elements(weight);
-    const int64_t state_bytes = sizes[i] * bytes_of(norm.dtype);
-    pointers[i] = gradient.data;
-    pointers[count + i] = in_place(weight, result(frame, i),
-                                   sizes[i] * bytes_of(weight.dtype));
-    pointers[2 * count + i] =
+    all.sizes[i] = elements(weight);
+    const int64_t state_bytes = all.sizes[i] * bytes_of(norm.dtype);
+    all.gradients[i] = gradient.data;
+    all.weights[i] = in_place(weight, result(frame, i),
+                              all.sizes[i] * bytes_of(weight.dtype));
+    all.momentums[i] =
         in_place(momentum, result(frame, count + i), state_bytes);
-    pointers[3 * count + i] =
+    all.norms[i] =
         in_place(norm, result(frame, 2 * count + i), state_bytes);
   }
-  divide_into_blocks(all);
-
-  const int64_t blocks = all.starts[count];
-  const int64_t threads = threads_of_pool(frame);
-  const int64_t helpers = (blocks < threads ? blocks : threads) - 1;
-  for (int64_t i = 0; i < helpers; ++i) {
-    XLA_FFI_ThreadPool_Schedule_Args args = {
-        XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame.ctx,
-        work_of_task, shared};
-    __atomic_fetch_add(&shared->references, 1, __ATOMIC_RELAXED);
-    if (!succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args))) {
-      release(shared);
-      break;
-    }
-  }
-  work(&all);
-  // Only for blocks that another thread has begun: nothing here waits for a
-  // task that may never start.
-  while (__atomic_load_n(&all.done, __ATOMIC_ACQUIRE) < blocks) sched_yield();
-  int32_t* clipped =
-      static_cast<int32_t*>(result(frame, 3 * count).data);
-  for (int64_t i = 0; i < count; ++i) clipped[i] = int32_t(all.clipped[i]);
-  release(shared);
+  work_together(frame, shared,
+                static_cast<int32_t*>(result(frame, 3 * count).data));
   return nullptr;
 }

@@ -37,14 +37,14 @@ void add_to_limbs(float* limbs, int64_t number) {
 // little, and there is nothing that a fork could break or that could be in the
 // way of torch's own.
 extern "C" __attribute__((visibility("default"))) void keras_adamax_update(
-    int64_t count, const int64_t* kinds, const int64_t* clips,
-    const int64_t* sizes, const void* const* gradients, void* const* weights,
-    void* const* momentums, void* const* norms, float* const* clip_counts,
+    int64_t count, int64_t* kinds, int64_t* clips, int64_t* sizes,
+    void** gradients, void** weights, void** momentums, void** norms,
+    float* const* clip_counts,
     int64_t* clipped, int64_t* starts, const double* scalars,
     int64_t threads) {
-  Tensors all = {count,   kinds,     clips, sizes,   gradients,
-                 weights, momentums, norms, clipped, {},
-                 starts,  0,         0};
+  Tensors all = {update_block, count,   kinds,     clips, sizes,
+                 gradients,    weights, momentums, norms, clipped,
+                 {},           starts,  0,         0};
   memcpy(&all.scalars, scalars, sizeof all.scalars);
   divide_into_blocks(all);
   pthread_t others[kMostThreads];

@@ -274,11 +274,17 @@ def is_replicated() -> bool:
     return False
 
 
-def is_finite(gradients: Sequence[Any]) -> Tensor:
+def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
     """Whether all elements of all gradients are finite."""
-    return _are_finite(
-        [g.data if is_sparse(g) else g for g in gradients], _is_on_one_cpu()
-    )
+    tensors = [g.data if is_sparse(g) else g for g in gradients]
+    on_one_cpu = _is_on_one_cpu()
+    if (
+        on_one_cpu
+        and kernel != "reference"
+        and _jax_compiled.serves(kernel, tensors)
+    ):
+        return _jax_compiled.are_finite(tensors)
+    return _are_finite(tensors, on_one_cpu)
 
 
 @functools.partial(jax.jit, static_argnames="in_slabs", inline=True)

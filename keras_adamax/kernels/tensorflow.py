@@ -212,8 +212,9 @@ def is_replicated() -> bool:
     return tf.distribute.has_strategy()
 
 
-def is_finite(gradients: Sequence[Any]) -> Tensor:
+def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
     """Whether all elements are finite, after the sum over replicas."""
+    del kernel  # there is one way
     if _is_one_of_many_replicas():
         # The sum that Keras is going to take; of sparse gradients it is the
         # rows of all replicas, which the update sums by index.

@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused():
     """XLA gets an error, and memory stays as it was."""
     assert _jax_compiled.serves("compiled", [])
     call = jax.ffi.ffi_call(
-        _jax_compiled._TARGET,
+        _jax_compiled._UPDATE,
         [jax.ShapeDtypeStruct((3,), "float32")],
     )
     with pytest.raises(Exception, match="does not fit this handler"):
