@@ -38,6 +38,8 @@ _SLABS_OF_SUMS = 16
 _LARGE = 2**20
 _SLABS_OF_LARGE = 64
 _SLABS_A_TURN = 4
+# What a uint8 holds.
+_LARGEST_SUM = 255
 # Elements of a cache line, of the smallest dtype: slabs that begin elsewhere
 # take twice the time.
 _ALIGNMENT = 64
@@ -212,7 +214,7 @@ def _added_up(total: Tensor, largest: int) -> list[Tensor]:
     while total.shape[0] > _FEW:
         length = total.shape[0] // _SLABS_OF_SUMS
         largest *= _SLABS_OF_SUMS
-        dtype = "uint8" if largest <= 255 else "int32"
+        dtype = "uint8" if largest <= _LARGEST_SUM else "int32"
         if _SLABS_OF_SUMS * length < total.shape[0]:
             left.append(total[_SLABS_OF_SUMS * length :])
         slabs = _slabs(total, _SLABS_OF_SUMS, length)
@@ -239,12 +241,29 @@ def are_finite(tensors: Sequence[Tensor], in_slabs: bool) -> Tensor:
     def is_not_finite(x: Tensor) -> Tensor:
         return ops.logical_not(ops.isfinite(x))
 
-    numbers = totals([parts(is_not_finite, [x], in_slabs) for x in tensors])
-    return ops.all(ops.equal(numbers, 0))
+    of_size: dict[int, list[Tensor]] = {}
+    for tensor in tensors:
+        of_size.setdefault(math.prod(tensor.shape), []).append(tensor)
+    found: list[list[Tensor]] = []
+    for same in of_size.values():
+        # Tensors of a size are slabs to each other: fewer kernels to compile.
+        while in_slabs and len(same) >= _SLABS:
+            slabs, same = same[:_LARGEST_SUM], same[_LARGEST_SUM:]
+            total = _sum(
+                [
+                    ops.cast(is_not_finite(ops.reshape(x, (-1,))), "uint8")
+                    for x in slabs
+                ]
+            )
+            found.append(_added_up(total, len(slabs)))
+        found += [parts(is_not_finite, [x], in_slabs) for x in same]
+    return ops.all(ops.equal(totals(found), 0))
 
 
 def _slabs(x: Tensor, number: int, length: int) -> list[Tensor]:
-    return [x[i * length : (i + 1) * length] for i in range(number)]
+    if number * length < x.shape[0]:
+        x = x[: number * length]
+    return ops.split(x, number)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

@@ -191,10 +191,12 @@ def test_counts_every_element_once(size, share, in_slabs):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 4_096, 40_000, -1])
-def test_one_value_that_is_not_finite_is_found(value, place):
-    tensors = [np.zeros((3,), "float32"), np.zeros((200, 211), "float32")]
+@pytest.mark.parametrize("number", [1, 11])
+def test_one_value_that_is_not_finite_is_found(value, place, number):
+    tensors = [np.zeros((3,), "float32")]
+    tensors += [np.zeros((200, 211), "float32") for _ in range(number)]
     assert bool(_xla_form.are_finite(list(map(tensor, tensors)), True))
-    tensors[1].reshape(-1)[place] = value
+    tensors[-1].reshape(-1)[place] = value
     for in_slabs in (True, False):
         assert not bool(
             _xla_form.are_finite(list(map(tensor, tensors)), in_slabs)
