@@ -12,6 +12,7 @@ the end of the last, as the database recorded them. Rerun with
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -96,14 +97,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(describe_machine())
     print(
         f"{arguments.trials} trials of {arguments.epochs} epochs, "
         f"{os.environ['KERAS_BACKEND']}"
     )
-    best = 0.0
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(arguments.rounds):
             seconds = {}
@@ -116,9 +117,11 @@ def main():
                     "and results"
                 )
             ratio = seconds[1] / seconds[2]
-            best = max(best, ratio)
+            ratios.append(ratio)
             print(f"two workers: {ratio:.2f} times the throughput of one")
-    if best < LIMIT:
+    median = statistics.median(ratios)
+    print(f"median: {median:.2f}, bar {LIMIT}")
+    if median < LIMIT:
         sys.exit(f"The ratio is below {LIMIT}.")
 
 

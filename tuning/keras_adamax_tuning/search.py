@@ -14,6 +14,8 @@ from keras_tuner.oracles import RandomSearchOracle
 
 from keras_adamax._validation import check_bool, check_integer
 from keras_adamax_tuning import (
+    _compilations,
+    _heap,
     _identity,
     _preflight,
     _signals,
@@ -210,7 +212,7 @@ def run_search(
         tensorboard=check_bool("tensorboard", tensorboard),
         oracle_arguments={k: v for k, v in given.items() if v is not None},
     )
-    with _signals.handled():
+    with _signals.handled(), _compilations.shared():
         try:
             if workers == 1:
                 tuner = _work(settings, verbose)
@@ -364,7 +366,7 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     if isinstance(settings.epochs, int):
         arguments["epochs"] = settings.epochs
     try:
-        with _signals.deferred():
+        with _heap.what_is_there_is_no_garbage(), _signals.deferred():
             tuner.search(
                 data.x,
                 **arguments,

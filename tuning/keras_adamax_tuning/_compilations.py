@@ -1,0 +1,63 @@
+"""On JAX, the trials of a search share what XLA compiles.
+
+Each trial makes a model of its own, so each compiles the same program again:
+most of the time of a short trial. JAX can keep compiled programs in a folder,
+where other processes find them, too.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Keeps compiled programs until the end of the block.
+
+    Also for processes that are started in it. Where the user has JAX keep them
+    already, and on other backends, nothing is changed.
+    """
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        yield
+        return
+    # Not in the search's folder: what was compiled for the processor of one
+    # machine may not run on another.
+    with tempfile.TemporaryDirectory(
+        prefix="keras_adamax_", ignore_cleanup_errors=True
+    ) as folder:
+        settings: dict[str, Any] = {
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+        }
+        before = {name: getattr(jax.config, name) for name in settings}
+        environment = dict(os.environ)
+        os.environ |= {name.upper(): str(v) for name, v in settings.items()}
+        _configure(settings)
+        try:
+            yield
+        finally:
+            _configure(before)
+            for name in map(str.upper, settings):
+                if name in environment:
+                    os.environ[name] = environment[name]
+                else:
+                    del os.environ[name]
+
+
+def _configure(settings: dict[str, Any]) -> None:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    # JAX looks at the settings once, at its first compilation.
+    compilation_cache.reset_cache()
