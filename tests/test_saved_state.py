@@ -936,6 +936,33 @@ class TestSetWeights:
                 other.apply(gradients, variables)
 
 
+    @pytest.mark.parametrize("is_built", [True, False])
+    def test_exclusions_that_this_optimizer_does_not_have(self, is_built):
+        """Updates of an optimizer that excludes nothing do not look for them."""
+        optimizer = AdamaxClipped(exclude_from_clipping=["layer/a"])
+        optimizer.build(make_variables())
+        weights = self.weights(optimizer)
+        same = AdamaxClipped(exclude_from_clipping=["layer/a"])
+        same.build(make_variables())
+        same.set_weights(weights)
+        other = AdamaxClipped()
+        with pytest.raises(
+            ValueError, match=r"layer/a are excluded.*exclude_from_clipping="
+        ):
+            if is_built:
+                other.build(make_variables())
+            other.set_weights(weights)
+            other.build(make_variables())
+        with pytest.raises(ValueError, match="layer/a are excluded"):
+            if is_built:
+                other.set_weights(weights)
+            else:
+                other.apply(
+                    [keras.ops.ones(v.shape) for v in make_variables()],
+                    make_variables(),
+                )
+
+
 class TestDamage:
     def refused(self, store, match):
         assert_refused(with_state(seed=1), store, match)
