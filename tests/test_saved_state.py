@@ -935,10 +935,9 @@ class TestSetWeights:
             with pytest.raises(ValueError, match="weights of the optimizer do"):
                 other.apply(gradients, variables)
 
-
     @pytest.mark.parametrize("is_built", [True, False])
     def test_exclusions_that_this_optimizer_does_not_have(self, is_built):
-        """Updates of an optimizer that excludes nothing do not look for them."""
+        """Updates of an optimizer that excludes nothing do not look there."""
         optimizer = AdamaxClipped(exclude_from_clipping=["layer/a"])
         optimizer.build(make_variables())
         weights = self.weights(optimizer)
