@@ -14,7 +14,6 @@ from tests.tuning import searched
 
 BACKEND = keras.backend.backend()
 DIRECTORY = "jax_compilation_cache_dir"
-ENVIRONMENT = ("JAX_COMPILATION_CACHE_DIR",)
 
 only_on_jax = pytest.mark.skipif(
     BACKEND != "jax", reason="JAX alone keeps what it has compiled"

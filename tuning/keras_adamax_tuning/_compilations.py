@@ -13,6 +13,11 @@ from typing import Any
 
 import keras
 
+# JAX's settings: where compiled programs are kept, and after how many seconds
+# of compilation.
+_FOLDER = "jax_compilation_cache_dir"
+_SHORTEST = "jax_persistent_cache_min_compile_time_secs"
+
 
 @contextlib.contextmanager
 def shared() -> Iterator[None]:
@@ -26,7 +31,8 @@ def shared() -> Iterator[None]:
         return
     import jax
 
-    if jax.config.jax_compilation_cache_dir is not None:
+    before = {name: getattr(jax.config, name) for name in (_FOLDER, _SHORTEST)}
+    if before[_FOLDER] is not None:
         yield
         return
     # Not in the search's folder: what was compiled for the processor of one
@@ -34,11 +40,7 @@ def shared() -> Iterator[None]:
     with tempfile.TemporaryDirectory(
         prefix="keras_adamax_", ignore_cleanup_errors=True
     ) as folder:
-        settings: dict[str, Any] = {
-            "jax_compilation_cache_dir": folder,
-            "jax_persistent_cache_min_compile_time_secs": 0.0,
-        }
-        before = {name: getattr(jax.config, name) for name in settings}
+        settings: dict[str, Any] = {_FOLDER: folder, _SHORTEST: 0.0}
         environment = dict(os.environ)
         os.environ |= {name.upper(): str(v) for name, v in settings.items()}
         _configure(settings)
