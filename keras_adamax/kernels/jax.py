@@ -13,7 +13,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import sparse as jax_sparse
 
-from keras_adamax.kernels import DenseStep, _jax_compiled, _xla_form
+from keras_adamax.kernels import (
+    DenseStep,
+    _jax_compilations,
+    _jax_compiled,
+    _xla_form,
+)
 from keras_adamax.update_rule import Hyperparameters, sum_repeated_rows
 
 Tensor = Any
@@ -181,6 +186,11 @@ def no_gradient() -> contextlib.AbstractContextManager:
 def outside_of_graph() -> contextlib.AbstractContextManager:
     """JAX traces no assignments: there is nothing to leave."""
     return contextlib.nullcontext()
+
+
+def shared_compilations() -> contextlib.AbstractContextManager:
+    """Processes find what others compiled in a folder of this block."""
+    return _jax_compilations.shared()
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:

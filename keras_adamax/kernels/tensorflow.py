@@ -154,6 +154,11 @@ def outside_of_graph() -> contextlib.AbstractContextManager:
     return tf.init_scope()
 
 
+def shared_compilations() -> contextlib.AbstractContextManager:
+    """TensorFlow keeps nothing that it compiled."""
+    return contextlib.nullcontext()
+
+
 def to_numpy(variable: keras.Variable) -> np.ndarray:
     """The variable's value on the host."""
     return keras.ops.convert_to_numpy(variable)

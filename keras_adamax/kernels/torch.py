@@ -72,6 +72,11 @@ def outside_of_graph() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def shared_compilations() -> contextlib.AbstractContextManager:
+    """There is nothing to share: torch keeps what it compiles by itself."""
+    return contextlib.nullcontext()
+
+
 def to_numpy(variable: keras.Variable) -> np.ndarray:
     """The variable's value on the host."""
     return keras.ops.convert_to_numpy(variable)

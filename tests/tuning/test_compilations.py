@@ -1,85 +1,60 @@
 """What XLA compiled for one trial serves the others (JAX)."""
 
-import os
-import subprocess
-import sys
+import contextlib
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from keras_adamax_tuning import _compilations, run_search
+from keras_adamax import kernels
+from keras_adamax_tuning import run_search
 from tests.tuning import searched
 
-BACKEND = keras.backend.backend()
-DIRECTORY = "jax_compilation_cache_dir"
-
-only_on_jax = pytest.mark.skipif(
-    BACKEND != "jax", reason="JAX alone keeps what it has compiled"
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "jax",
+    reason="JAX alone keeps what it has compiled",
 )
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="of the other backends")
-def test_other_backends_are_left_alone():
-    before = dict(os.environ)
-    with _compilations.shared():
-        assert dict(os.environ) == before
+def test_trials_compile_once(tmp_path):
+    """Three trials of one program add no more to the folder than one."""
+    import jax
+
+    compiled = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            folder = Path(jax.config.jax_compilation_cache_dir)
+            compiled.append({p.name for p in folder.glob("jit_train*-cache")})
+
+    jax.clear_caches()
+    result = run_search(
+        searched.build_model,
+        searched.load_data(),
+        space=searched.SPACE,
+        sampler="random",
+        seed=0,
+        max_trials=3,
+        epochs=1,
+        output=tmp_path / "search",
+        callbacks_factory=lambda trial, hp, folder: [Look()],
+        verbose=False,
+    )
+    assert len(result.trials) == 3
+    assert len(compiled) == 3
+    # A program for the first batches and one for the rest, at most.
+    assert compiled[0]
+    assert compiled[1:] == [compiled[0], compiled[0]]
 
 
-@only_on_jax
-class TestShared:
-    def setting(self):
-        import jax
-
-        return jax.config.jax_compilation_cache_dir
-
-    def test_ends_with_the_block(self):
-        import jax
-
-        before = dict(os.environ)
-        least = jax.config.jax_persistent_cache_min_compile_time_secs
-        with _compilations.shared():
-            folder = Path(self.setting())
-            assert folder.is_dir()
-            # Of this user alone: what is loaded from it is run.
-            assert folder.stat().st_mode & 0o077 == 0
-            assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
-        assert not folder.exists()
-        assert self.setting() is None
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == least
-        assert dict(os.environ) == before
-
-    def test_the_users_own_folder_stays(self, tmp_path):
-        import jax
-
-        jax.config.update(DIRECTORY, str(tmp_path))
-        try:
-            with _compilations.shared():
-                assert self.setting() == str(tmp_path)
-                assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
-        finally:
-            jax.config.update(DIRECTORY, None)
-
-    def test_an_error_goes_on(self):
-        with pytest.raises(KeyError), _compilations.shared():
-            raise KeyError
-        assert self.setting() is None
-
-    def test_trials_compile_once(self, tmp_path, monkeypatch):
-        """Three trials of one program add no more to the folder than one."""
-        import jax
-
-        compiled = []
-
-        class Look(keras.callbacks.Callback):
-            def on_epoch_end(self, epoch, logs=None):
-                compiled.append(
-                    {p.name for p in Path(setting()).glob("jit_train*-cache")}
-                )
-
-        setting = self.setting
-        jax.clear_caches()
+def test_the_scores_are_those_of_what_was_compiled_anew(tmp_path, monkeypatch):
+    scores = []
+    for name, shares in (("shared", True), ("alone", False)):
+        if not shares:
+            monkeypatch.setattr(
+                kernels.load(), "shared_compilations", contextlib.nullcontext
+            )
         result = run_search(
             searched.build_model,
             searched.load_data(),
@@ -88,60 +63,9 @@ class TestShared:
             seed=0,
             max_trials=3,
             epochs=1,
-            output=tmp_path / "search",
-            callbacks_factory=lambda trial, hp, folder: [Look()],
+            output=tmp_path / name,
             verbose=False,
         )
-        assert len(result.trials) == 3
-        assert len(compiled) == 3
-        # A program for the first batches and one for the rest, at most.
-        assert compiled[0]
-        assert compiled[1:] == [compiled[0], compiled[0]]
-
-    def test_the_scores_are_those_of_what_was_compiled_anew(
-        self, tmp_path, monkeypatch
-    ):
-        scores = []
-        for name, shares in (("shared", True), ("alone", False)):
-            if not shares:
-                import contextlib
-
-                monkeypatch.setattr(
-                    _compilations, "shared", contextlib.nullcontext
-                )
-            result = run_search(
-                searched.build_model,
-                searched.load_data(),
-                space=searched.SPACE,
-                sampler="random",
-                seed=0,
-                max_trials=3,
-                epochs=1,
-                output=tmp_path / name,
-                verbose=False,
-            )
-            scores.append([trial.score for trial in result.trials])
-        assert scores[0] == scores[1]
-        assert np.isfinite(scores[0]).all()
-
-    def test_a_damaged_entry_costs_a_compilation(self):
-        """As a worker leaves it that is killed while it writes."""
-        script = (
-            "import jax, jax.numpy as jnp, pathlib\n"
-            "print(jax.jit(lambda x: jnp.sin(x) * 3)(jnp.ones(4)).sum())\n"
-        )
-        with _compilations.shared():
-            folder = Path(self.setting())
-            for _ in range(2):
-                done = subprocess.run(
-                    [sys.executable, "-c", script],
-                    capture_output=True,
-                    text=True,
-                    timeout=120,
-                )
-                assert done.returncode == 0, done.stderr
-                assert "Traceback" not in done.stderr
-                entries = list(folder.glob("*-cache"))
-                assert entries
-                for entry in entries:
-                    entry.write_bytes(entry.read_bytes()[:20])
+        scores.append([trial.score for trial in result.trials])
+    assert scores[0] == scores[1]
+    assert np.isfinite(scores[0]).all()

@@ -12,9 +12,9 @@ import keras_tuner
 import optuna
 from keras_tuner.oracles import RandomSearchOracle
 
+from keras_adamax import kernels
 from keras_adamax._validation import check_bool, check_integer
 from keras_adamax_tuning import (
-    _compilations,
     _heap,
     _identity,
     _preflight,
@@ -212,7 +212,7 @@ def run_search(
         tensorboard=check_bool("tensorboard", tensorboard),
         oracle_arguments={k: v for k, v in given.items() if v is not None},
     )
-    with _signals.handled(), _compilations.shared():
+    with _signals.handled(), kernels.load().shared_compilations():
         try:
             if workers == 1:
                 tuner = _work(settings, verbose)

@@ -1,8 +1,8 @@
-"""On JAX, the trials of a search share what XLA compiles.
+"""JAX keeps what XLA compiled, for other models and processes.
 
-Each trial makes a model of its own, so each compiles the same program again:
-most of the time of a short trial. JAX can keep compiled programs in a folder,
-where other processes find them, too.
+Each trial of a search makes a model of its own, so each compiles the same
+program again: most of the time of a short trial. JAX can keep compiled
+programs in a folder, where other processes find them, too.
 """
 
 import contextlib
@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import keras
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 # JAX's settings: where compiled programs are kept, and after how many seconds
 # of compilation.
@@ -24,13 +25,8 @@ def shared() -> Iterator[None]:
     """Keeps compiled programs until the end of the block.
 
     Also for processes that are started in it. Where the user has JAX keep them
-    already, and on other backends, nothing is changed.
+    already, nothing is changed.
     """
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
     before = {name: getattr(jax.config, name) for name in (_FOLDER, _SHORTEST)}
     if before[_FOLDER] is not None:
         yield
@@ -56,9 +52,6 @@ def shared() -> Iterator[None]:
 
 
 def _configure(settings: dict[str, Any]) -> None:
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
     for name, value in settings.items():
         jax.config.update(name, value)
     # JAX looks at the settings once, at its first compilation.
