@@ -3,11 +3,12 @@
     KERAS_BACKEND=jax python tests/tuning/kill_search.py --kills 40 --workers 2
 
 Every worker is a fork of one process that has imported everything, so that a
-new one starts at once; it is ended with SIGKILL after a random time. When the
-search is complete its record is compared with what is on the disk: a trial is
-lost or counted twice, or has another score than its weights, and the script
-exits with 1. With one worker the record is also compared with that of a search
-that nobody disturbed.
+new one starts at once; it is ended with SIGKILL after a random time. With
+`--stall` it is stopped instead, and goes on after about the time after which
+others take it for dead. When the search is complete its record is compared
+with what is on the disk: a trial is lost or counted twice, or has another
+score than its weights, and the script exits with 1. With one worker the record
+is also compared with that of a search that nobody disturbed.
 """
 
 import argparse
@@ -36,6 +37,9 @@ from keras_adamax import AdamaxClipped  # noqa: E402
 from keras_adamax_tuning import OptunaOracle, OptunaTuner  # noqa: E402
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+# After so many seconds without a sign of life a worker counts as dead.
+GRACE_PERIOD = 5
 
 
 def build_model(hp):
@@ -70,7 +74,7 @@ def make_tuner(arguments, folder: Path, study_name: str) -> OptunaTuner:
         # Many more than anyone would allow: here nothing else goes wrong.
         max_retries=1000,
         heartbeat_interval=1,
-        grace_period=5,
+        grace_period=GRACE_PERIOD,
     )
     return OptunaTuner(
         build_model, oracle=oracle, directory=folder, project_name="trials"
@@ -145,7 +149,10 @@ def exit_code(pid: int) -> int | None:
 
 
 def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
-    """Keeps workers running until they are done; returns the kills."""
+    """Keeps workers running until they are done; returns the kills.
+
+    A worker that was stalled goes on, and is no victim again until then.
+    """
 
     def start() -> int:
         return fork(
@@ -155,8 +162,13 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
     workers = [start() for _ in range(arguments.workers)]
     kills = 0
     victim, moment, goal = None, 0.0, 0
+    stalled: dict[int, float] = {}
     while workers:
         time.sleep(0.01)
+        for pid, until in list(stalled.items()):
+            if time.monotonic() > until:
+                os.kill(pid, signal.SIGCONT)
+                del stalled[pid]
         for pid in list(workers):
             code = exit_code(pid)
             if code is None:
@@ -173,17 +185,26 @@ def run_and_kill(arguments, folder: Path, rng: random.Random) -> int:
             continue
         # A new worker trains its first trial for long, and would be killed in
         # that one each time: some have to come to the next ones.
-        begun = sum(1 for _ in folder.glob("trials/trial_*"))
-        if victim not in workers and begun >= goal:
-            candidate = rng.choice(workers)
+        begun = {path.name[:10] for path in folder.glob("trials/trial_*")}
+        candidates = [pid for pid in workers if pid not in stalled]
+        if victim not in workers and len(begun) >= goal and candidates:
+            candidate = rng.choice(candidates)
             # Now and then one that only just starts.
             if (folder / f"ready_{candidate}").exists() or rng.random() < 1e-4:
                 victim = candidate
                 moment = time.monotonic() + rng.uniform(0, arguments.longest)
         elif victim in workers and time.monotonic() > moment:
-            os.kill(victim, signal.SIGKILL)
+            if arguments.stall:
+                os.kill(victim, signal.SIGSTOP)
+                pause = rng.uniform(0.5, 2) * GRACE_PERIOD
+                stalled[victim] = time.monotonic() + pause
+            else:
+                os.kill(victim, signal.SIGKILL)
             kills += 1
-            victim, goal = None, begun + rng.randint(0, 2)
+            left = (arguments.trials - len(begun)) // (
+                arguments.kills - kills + 1
+            )
+            victim, goal = None, len(begun) + rng.randint(0, min(2, left))
     return kills
 
 
@@ -234,6 +255,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--workers", type=int, choices=(1, 2), default=1)
     parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument(
+        "--stall", action="store_true", help="stop workers for a while instead"
+    )
     parser.add_argument("--storage", help="a database URL; else SQLite")
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -262,14 +286,15 @@ def main() -> int:
     faults = faults_of(arguments, record, undisturbed)
     attempts = [t["attempts"] for t in record["trials"]]
     print(
-        f"{kills} kills, {arguments.workers} worker(s), {arguments.trials} "
-        f"trials in {time.monotonic() - began:.0f} s; attempts {attempts}; "
+        f"{kills} {'stalls' if arguments.stall else 'kills'}, "
+        f"{arguments.workers} worker(s), {arguments.trials} trials in "
+        f"{time.monotonic() - began:.0f} s; attempts {attempts}; "
         f"{len(faults)} faults"
     )
     for fault in faults:
         print(fault)
     if kills < arguments.kills:
-        print(f"only {kills} of {arguments.kills} kills: give more --trials")
+        print(f"only {kills} of {arguments.kills}: give more --trials")
     return 1 if faults or kills < arguments.kills else 0
 
 

@@ -1,4 +1,4 @@
-"""SIGKILLs at random moments; the script does more of them by hand."""
+"""SIGKILL and SIGSTOP at random moments; more of them in `.ci/nightly`."""
 
 import os
 import subprocess
@@ -48,4 +48,12 @@ def test_two_workers_that_are_killed_lose_nothing(postgresql_url):
     kill(
         *("--kills", "6", "--workers", "2", "--trials", "10", "--longest", "1"),
         *("--storage", postgresql_url, "--seed", "1"),
+    )
+
+
+def test_two_workers_that_stall_lose_nothing():
+    """Some for so long that another worker takes their trial."""
+    kill(
+        *("--stall", "--kills", "4", "--workers", "2"),
+        *("--trials", "8", "--longest", "1"),
     )

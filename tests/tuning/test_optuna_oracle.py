@@ -131,6 +131,32 @@ def test_a_hyperparameter_found_while_building_is_searched_from_then_on(
     assert late[0] == 5 and late[1] != 5 and late[2] not in (5, late[1])
 
 
+def test_a_retry_is_older_than_a_hyperparameter_that_was_found_since(tmp_path):
+    def build(trial):
+        hp = trial.hyperparameters
+        if hp.Boolean("decay", default=True):
+            with hp.conditional_scope("decay", [True]):
+                return hp.Float("weight_decay", 0.0, 0.1, default=0.05)
+
+    space = keras_tuner.HyperParameters()
+    space.Fixed("decay", True)
+    one, two = (
+        make_oracle(tmp_path, hyperparameters=space.copy()) for _ in range(2)
+    )
+    old, other = one.create_trial("one"), two.create_trial("two")
+    # Both build; neither knew of the weight decay when it was proposed to.
+    assert build(old) == build(other) == 0.05
+    finish(two, other)
+    forget(one, old)
+    retry = two.create_trial("two")
+    assert retry.trial_id == "0000-retry1"
+    assert build(retry) == 0.05
+    finish(two, retry)
+    assert proposals(two)[0] == {"decay": True, "weight_decay": 0.05}
+    # From then on it is searched.
+    assert build(two.create_trial("two")) not in (0.0, 0.05)
+
+
 # Seeds.
 
 

@@ -391,8 +391,7 @@ class OptunaOracle(keras_tuner.Oracle):
             self._give_back(attempt._trial_id)
             _owner.release(owner)
             raise
-        hyperparameters = self.get_space()
-        hyperparameters.values = copy.deepcopy(proposal["values"])
+        hyperparameters = self._with_values(proposal["values"])
         trial = keras_tuner_trial.Trial(
             hyperparameters, trial_id=entry.trial_id(attempt)
         )
@@ -402,6 +401,23 @@ class OptunaOracle(keras_tuner.Oracle):
         self.trials[trial.trial_id] = trial
         self._print_begin(entry, trial)
         return trial
+
+    def _with_values(
+        self, values: dict[str, Any]
+    ) -> keras_tuner.HyperParameters:
+        """The space with the values of a proposal.
+
+        A retry may be older than a hyperparameter that a model builder has
+        declared since. The first attempt came to that with its default.
+        """
+        hyperparameters = self.get_space()
+        hyperparameters.values = copy.deepcopy(values)
+        for hp in hyperparameters.space:
+            if hp.name not in hyperparameters.values and (
+                _distributions.is_active(hp, hyperparameters.values)
+            ):
+                hyperparameters.values[hp.name] = hp.default
+        return hyperparameters
 
     def _claim(self) -> _attempts.LogicalAttempts | str:
         """Makes an attempt this process's own, or says why there is none."""
