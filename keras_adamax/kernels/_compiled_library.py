@@ -5,7 +5,7 @@ costs seconds of imports in each process even when its cache is warm, and tens
 of microseconds a tensor; the second needs ninja and half a minute for torch's
 headers, has to be built again for each release of torch, and a process that is
 killed while it builds leaves a lock behind. These sources need a compiler and
-a second.
+a second; TensorFlow's, which needs its headers, some more.
 
 A binary is kept in `$XDG_CACHE_HOME/keras_adamax` (`~/.cache/keras_adamax`),
 under a name made from the options and the preprocessed source with all macros:
@@ -15,6 +15,7 @@ time: each writes to a folder of its own and moves the whole binary into its
 place. Where the folder cannot be written, each process compiles for itself.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -23,8 +24,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -34,8 +36,6 @@ OPTIONS = (
     "-fPIC",
     "-shared",
     "-pthread",
-    "-fno-exceptions",
-    "-fno-rtti",
     "-fvisibility=hidden",
     # A product and a sum are rounded one after the other, as in torch.
     "-ffp-contract=off",
@@ -45,6 +45,8 @@ OPTIONS = (
     "-fno-math-errno",
     "-fno-trapping-math",
 )
+# For libraries that need nothing of the C++ runtime.
+WITHOUT_RUNTIME = ("-fno-exceptions", "-fno-rtti")
 # What a compiler calls the processor that it runs on; none of them everywhere.
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
 TIMEOUT = 120
@@ -55,26 +57,40 @@ class CompilationError(RuntimeError):
 
 
 @functools.cache
-def load(name: str, includes: Sequence[str] = ()) -> ctypes.CDLL:
+def load(
+    name: str,
+    options: tuple[str, ...] = WITHOUT_RUNTIME,
+    links: tuple[str, ...] = (),
+    release: str = "",
+    open_library: Callable[[str], Any] = ctypes.CDLL,
+) -> Any:
     """The library of a source beside this file, compiled unless it is here.
 
     Args:
         name: The source's name.
-        includes: Folders of headers.
+        options: Of the compiler, beside `OPTIONS`.
+        links: What to link with, as options of the compiler.
+        release: Names what the source includes where
+            `KERAS_ADAMAX_OWN_HEADERS_ONLY` is not defined.
+        open_library: Loads the library from its path.
 
     Raises:
         CompilationError: If it cannot be compiled or loaded.
     """
     compiler = _compiler()
     source = SOURCES / name
-    target, text = _target(compiler, source, includes)
-    command = (*compiler, *OPTIONS, *target)
-    key = hashlib.sha256(b"\0".join((shlex.join(command).encode(), text)))
+    target, text = _target(compiler, source, options)
+    command = (*compiler, *OPTIONS, *target, *options)
+    key = hashlib.sha256(
+        b"\0".join((shlex.join((*command, *links, release)).encode(), text))
+    )
     file = f"{source.stem.lstrip('_')}_{key.hexdigest()[:32]}.so"
     folder = cache_folder()
     path = folder / file
     if path.exists():
-        return _open(path)
+        # One that is damaged is compiled again.
+        with contextlib.suppress(CompilationError):
+            return _open(path, open_library)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".new_", dir=folder)
@@ -83,10 +99,11 @@ def load(name: str, includes: Sequence[str] = ()) -> ctypes.CDLL:
         path = Path(scratch.name, file)
     with scratch as new:
         built = Path(new, "library.so")
-        _run((*command, *_including(includes), str(source), "-o", str(built)))
+        _run((*command, str(source), "-o", str(built), *links))
+        _flush(built)
         os.replace(built, path)
         # Loaded before a folder of this process alone goes.
-        return _open(path)
+        return _open(path, open_library)
 
 
 def required(setting: str, other: str, failure: str) -> RuntimeError:
@@ -117,9 +134,9 @@ def _compiler() -> tuple[str, ...]:
 
 
 def _target(
-    compiler: tuple[str, ...], source: Path, includes: Sequence[str]
+    compiler: tuple[str, ...], source: Path, options: Sequence[str]
 ) -> tuple[tuple[str, ...], bytes]:
-    """Options for this processor, and all that the compiler would read.
+    """Options for this processor, and what the compiler would read.
 
     That is the source with what it includes, and every macro: they say which
     compiler it is, and what the processor has.
@@ -129,18 +146,15 @@ def _target(
         try:
             return target, _run(
                 (
-                    *(*compiler, *OPTIONS, *target, *_including(includes)),
-                    *("-E", "-dD", "-P", str(source)),
+                    *(*compiler, *OPTIONS, *target, *options),
+                    *("-E", "-dD", "-P", "-DKERAS_ADAMAX_OWN_HEADERS_ONLY"),
+                    str(source),
                 )
             )
         except CompilationError as error:
             failure = error
     assert failure is not None
     raise failure
-
-
-def _including(folders: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"-I{folder}" for folder in folders)
 
 
 def _run(command: tuple[str, ...]) -> bytes:
@@ -161,11 +175,16 @@ def _run(command: tuple[str, ...]) -> bytes:
     return done.stdout
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def _flush(path: Path) -> None:
+    """To the disk: the name must not be there before the content is."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _open(path: Path, open_library: Callable[[str], Any]) -> Any:
     try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
+        return open_library(str(path))
+    except Exception as error:  # each has errors of its own
         raise CompilationError(f"{path} could not be loaded: {error}") from (
             error
         )
-    return library

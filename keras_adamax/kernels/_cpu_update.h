@@ -1,6 +1,7 @@
 // The update of `update_rule.update` for dense tensors in the CPU's memory: one
 // pass over each, any number of tensors at once. `_torch_cpu.cpp` gives it to
-// torch, `_jax_cpu.cpp` to XLA; `_compiled_library.py` compiles them.
+// torch, `_jax_cpu.cpp` to XLA, `_tensorflow_cpu.cpp` to TensorFlow;
+// `_compiled_library.py` compiles them.
 //
 // Nothing here needs a symbol of the C++ runtime, so that it compiles in about
 // a second and one binary serves many releases. Products and sums must not be
@@ -206,6 +207,41 @@ int64_t update_block(const Tensors& all, int64_t i, int64_t begin,
   return kUpdates[all.kinds[i]][all.clips[i]](
       all.gradients[i], all.weights[i], all.momentums[i], all.norms[i], begin,
       end, all.scalars);
+}
+
+// An element is not finite if all bits of its exponent are set.
+template <typename Bits, Bits exponent>
+int64_t count_nonfinite(const void* elements, int64_t begin, int64_t end) {
+  const Bits* bits = static_cast<const Bits*>(elements);
+  int32_t found = 0;
+#pragma omp simd reduction(+ : found)
+  for (int64_t i = begin; i < end; ++i) {
+    found += (bits[i] & exponent) == exponent;
+  }
+  return found;
+}
+
+// By dtype: float32, float64, float16, bfloat16.
+int64_t (*const kCounts[])(const void*, int64_t, int64_t) = {
+    count_nonfinite<uint32_t, 0x7F800000u>,
+    count_nonfinite<uint64_t, 0x7FF0000000000000u>,
+    count_nonfinite<uint16_t, uint16_t(0x7C00u)>,
+    count_nonfinite<uint16_t, uint16_t(0x7F80u)>,
+};
+
+int64_t count_block(const Tensors& all, int64_t i, int64_t begin,
+                    int64_t end) {
+  return kCounts[all.kinds[i]](all.gradients[i], begin, end);
+}
+
+// As `statistics.add_to_rows`, for one of the two totals of a row.
+void add_to_limbs(float* limbs, int64_t number) {
+  constexpr int64_t base = 1 << 20;
+  const int64_t lowest = int64_t(limbs[0]) + number % base;
+  const int64_t middle = int64_t(limbs[1]) + lowest / base + number / base;
+  limbs[0] = float(lowest % base);
+  limbs[1] = float(middle % base);
+  limbs[2] += float(middle / base);
 }
 
 void divide_into_blocks(Tensors& all) {

@@ -32,7 +32,11 @@ def _failure() -> str | None:
     """Why there is no library; it is tried once a process."""
     try:
         library = _compiled_library.load(
-            "_jax_cpu.cpp", includes=(jax.ffi.include_dir(),)
+            "_jax_cpu.cpp",
+            (
+                *_compiled_library.WITHOUT_RUNTIME,
+                f"-I{jax.ffi.include_dir()}",
+            ),
         )
     except _compiled_library.CompilationError as error:
         logging.getLogger(__name__).info("Updates are left to XLA: %s", error)

@@ -1,34 +1,13 @@
 // The update for XLA's CPU backend, a handler of its foreign function interface
 // (C API, whose header comes with jaxlib); registered by `_jax_compiled.py`.
 
-#include <sched.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "_cpu_update.h"
+#include "_cpu_tasks.h"
 #include "xla/ffi/api/c_api.h"
 
 namespace {
-
-// What all threads of one call share; the last of them frees it. A task that
-// XLA starts when all is done finds no block left, and touches no tensor.
-struct Shared {
-  Tensors all;
-  int64_t references;
-};
-
-void release(Shared* shared) {
-  if (__atomic_sub_fetch(&shared->references, 1, __ATOMIC_ACQ_REL) == 0) {
-    free(shared);
-  }
-}
-
-void work_of_task(void* argument) {
-  Shared* shared = static_cast<Shared*>(argument);
-  work(&shared->all);
-  release(shared);
-}
 
 XLA_FFI_Error* error(const XLA_FFI_Api* api, XLA_FFI_Error_Code code,
                      const char* message) {
@@ -129,78 +108,20 @@ int64_t bytes_of(XLA_FFI_DataType dtype) {
                                          : 2;
 }
 
-// Room for what a call has to say of `count` tensors; null where there is none.
-Shared* make_shared(int64_t count) {
-  const size_t words = size_t(9 * count + 1);
-  Shared* shared = static_cast<Shared*>(
-      malloc(sizeof(Shared) + words * sizeof(int64_t)));
-  if (!shared) return nullptr;
-  shared->references = 1;
-  int64_t* room = reinterpret_cast<int64_t*>(shared + 1);
-  void** pointers = reinterpret_cast<void**>(room + 5 * count + 1);
-  shared->all.count = count;
-  shared->all.kinds = room;
-  shared->all.clips = room + count;
-  shared->all.sizes = room + 2 * count;
-  shared->all.found = room + 3 * count;
-  shared->all.starts = room + 4 * count;
-  shared->all.gradients = pointers;
-  shared->all.weights = pointers + count;
-  shared->all.momentums = pointers + 2 * count;
-  shared->all.norms = pointers + 3 * count;
-  return shared;
-}
-
 // Does all blocks, with the threads of XLA that have nothing else to do.
 // Writes what was found of each tensor to `found`, and lets go of `shared`.
 void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
                    int32_t* found) {
-  Tensors& all = shared->all;
-  divide_into_blocks(all);
-  const int64_t blocks = all.starts[all.count];
-  const int64_t threads = threads_of_pool(frame);
-  const int64_t helpers = (blocks < threads ? blocks : threads) - 1;
-  for (int64_t i = 0; i < helpers; ++i) {
+  work_with_helpers(shared, threads_of_pool(frame), [&frame, shared] {
     XLA_FFI_ThreadPool_Schedule_Args args = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame.ctx,
         work_of_task, shared};
-    __atomic_fetch_add(&shared->references, 1, __ATOMIC_RELAXED);
-    if (!succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args))) {
-      release(shared);
-      break;
-    }
+    return succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args));
+  });
+  for (int64_t i = 0; i < shared->all.count; ++i) {
+    found[i] = int32_t(shared->all.found[i]);
   }
-  work(&all);
-  // Only for blocks that another thread has begun: nothing here waits for a
-  // task that may never start.
-  while (__atomic_load_n(&all.done, __ATOMIC_ACQUIRE) < blocks) sched_yield();
-  for (int64_t i = 0; i < all.count; ++i) found[i] = int32_t(all.found[i]);
   release(shared);
-}
-
-// An element is not finite if all bits of its exponent are set.
-template <typename Bits, Bits exponent>
-int64_t count_nonfinite(const void* elements, int64_t begin, int64_t end) {
-  const Bits* bits = static_cast<const Bits*>(elements);
-  int32_t found = 0;
-#pragma omp simd reduction(+ : found)
-  for (int64_t i = begin; i < end; ++i) {
-    found += (bits[i] & exponent) == exponent;
-  }
-  return found;
-}
-
-// By dtype: float32, float64, float16, bfloat16.
-int64_t (*const kCounts[])(const void*, int64_t, int64_t) = {
-    count_nonfinite<uint32_t, 0x7F800000u>,
-    count_nonfinite<uint64_t, 0x7FF0000000000000u>,
-    count_nonfinite<uint16_t, uint16_t(0x7C00u)>,
-    count_nonfinite<uint16_t, uint16_t(0x7F80u)>,
-};
-
-int64_t count_block(const Tensors& all, int64_t i, int64_t begin,
-                    int64_t end) {
-  return kCounts[all.kinds[i]](all.gradients[i], begin, end);
 }
 
 // The row of `kCounts`, or -1.

@@ -15,16 +15,6 @@ void* work_of_thread(void* argument) {
   return nullptr;
 }
 
-// As `statistics.add_to_rows`, for one of the two totals of a row.
-void add_to_limbs(float* limbs, int64_t number) {
-  constexpr int64_t base = 1 << 20;
-  const int64_t lowest = int64_t(limbs[0]) + number % base;
-  const int64_t middle = int64_t(limbs[1]) + lowest / base + number / base;
-  limbs[0] = float(lowest % base);
-  limbs[1] = float(middle % base);
-  limbs[2] += float(middle / base);
-}
-
 }  // namespace
 
 // Updates `count` tensors in place on up to `threads` threads.

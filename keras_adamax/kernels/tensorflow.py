@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_adamax.kernels import DenseStep, _xla_form
+from keras_adamax.kernels import DenseStep, _tensorflow_compiled, _xla_form
 from keras_adamax.update_rule import sum_repeated_rows
 
 Tensor = Any
 
-CHOICES = ("auto", "fused", "reference")
+CHOICES = ("auto", "compiled", "fused", "reference")
 
 
 class RowGradient(tf.IndexedSlices):
@@ -29,16 +29,20 @@ class RowGradient(tf.IndexedSlices):
 
 
 def update_dense(step: DenseStep) -> None:
-    """Updates the variables of `step` in one function compiled by XLA.
+    """Updates the variables of `step` in one operation, or by one function.
 
-    Also within a graph that is not compiled, as Keras's are on a CPU. The
-    function holds the variables, so that XLA writes to their memory.
+    The operation is that of a compiled library, on a CPU and where XLA does not
+    compile the whole step. The function is compiled by XLA, also within a graph
+    that is not; it holds the variables, so that XLA writes to their memory.
     """
-    if not _has_xla():
+    compiled = _is_on_cpu() and _tensorflow_compiled.serves(
+        step.kernel, [tf.as_dtype(weight.dtype) for weight in step.weights]
+    )
+    if not compiled and not _has_xla():
         for gradient, weight in zip(step.gradients, step.weights, strict=True):
             step.optimizer.update_step(gradient, weight, step.learning_rate)
         return
-    gradients = list(step.gradients)
+    gradients = [tf.convert_to_tensor(g) for g in step.gradients]
     for gradient, weight in zip(gradients, step.weights, strict=True):
         gradient.set_shape(weight.shape)
     # Schedules may be what XLA cannot compile.
@@ -49,10 +53,11 @@ def update_dense(step: DenseStep) -> None:
     )
     # A dictionary, so that nobody saves the functions with the optimizer.
     functions = step.optimizer.__dict__.setdefault("_compiled_updates", {})
-    key = (step.indices, step.dtype, *(g.dtype for g in gradients))
+    key = (compiled, step.indices, step.dtype, *(g.dtype for g in gradients))
     if key not in functions:
         # TensorFlow warns who traces often, as many small optimizers would.
-        functions[key] = _compile(step).get_concrete_function(
+        make = _operate if compiled else _compile
+        functions[key] = make(step).get_concrete_function(
             *tf.nest.map_structure(_specification, (gradients, scalars))
         )
     functions[key](gradients, scalars)
@@ -82,6 +87,19 @@ def _has_xla() -> bool:
 
 def _is_on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
+
+
+def _operate(step: DenseStep) -> Any:
+    @functools.partial(tf.function, autograph=False)
+    def update(gradients: list[Tensor], scalars: Any) -> None:
+        h = (
+            scalars
+            if step.has_schedules
+            else step.hyperparameters(scalars, step.dtype)
+        )
+        _tensorflow_compiled.update(step, gradients, h)
+
+    return update
 
 
 def _compile(step: DenseStep) -> Any:
@@ -219,7 +237,6 @@ def is_replicated() -> bool:
 
 def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
     """Whether all elements are finite, after the sum over replicas."""
-    del kernel  # there is one way
     if _is_one_of_many_replicas():
         # The sum that Keras is going to take; of sparse gradients it is the
         # rows of all replicas, which the update sums by index.
@@ -230,6 +247,10 @@ def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
             summed_rows(g)[1] if is_sparse(g) else g for g in gradients
         ]
     values = [g.values if is_sparse(g) else g for g in gradients]
+    if _is_on_cpu() and _tensorflow_compiled.serves(
+        kernel, [value.dtype for value in values]
+    ):
+        return _tensorflow_compiled.are_finite(values)
     if _has_xla() and all(v.shape.is_fully_defined() for v in values):
         return _finiteness(*map(_specification, values))(values)
     return tf.reduce_all(

@@ -246,7 +246,7 @@ def test_without_xla_the_reference_takes_over(monkeypatch):
     monkeypatch.setenv(SETTING, "reference")
     options = {"skip_nonfinite": True}
     expected, expected_counts = run("graph", 12, **options)
-    monkeypatch.setenv(SETTING, "auto")
+    monkeypatch.setenv(SETTING, "fused")
     monkeypatch.setattr(kernel, "_has_xla", lambda: False)
     actual, counts = run("graph", 12, **options)
     assert counts == expected_counts
@@ -278,7 +278,9 @@ def test_a_schedule_that_xla_cannot_compile():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.function")
-def test_the_compiled_function_is_traced_once():
+@pytest.mark.parametrize("kernel", ("auto", "fused"))
+def test_the_compiled_function_is_traced_once(monkeypatch, kernel):
+    monkeypatch.setenv(SETTING, kernel)
     optimizer, variables = make()
     for loop in ("eager", "graph", "graph"):
         step = make_step(loop, optimizer, variables)
@@ -288,7 +290,11 @@ def test_the_compiled_function_is_traced_once():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.function")
-def test_many_optimizers_are_not_blamed_for_tracing(caplog):
+@pytest.mark.parametrize("kernel", ("auto", "fused"))
+def test_many_optimizers_are_not_blamed_for_tracing(
+    monkeypatch, caplog, kernel
+):
+    monkeypatch.setenv(SETTING, kernel)
     for size in range(1, 13):
         optimizer, variables = make(shapes=((size,),), skip_nonfinite=True)
         make_step("eager", optimizer, variables)([np.ones(size, "float32")])

@@ -1,0 +1,122 @@
+"""The update of variables on a CPU by a compiled library, in one operation."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from keras_adamax.kernels import SETTING, DenseStep, _compiled_library
+from keras_adamax.update_rule import Hyperparameters
+
+Tensor = Any
+
+# Dtypes of gradients that the library takes as they are, by the weight's.
+_KINDS = {
+    tf.float32: {tf.float32},
+    tf.float64: {tf.float64},
+    tf.float16: {tf.float16, tf.float32},
+    tf.bfloat16: {tf.bfloat16, tf.float32},
+}
+
+
+@functools.cache
+def _operations() -> Any:
+    """The library's operations.
+
+    Raises:
+        CompilationError: If there is no library.
+    """
+    version = tf.version
+    return _compiled_library.load(
+        "_tensorflow_cpu.cpp",
+        options=tuple(tf.sysconfig.get_compile_flags()),
+        links=tuple(tf.sysconfig.get_link_flags()),
+        release=f"{version.VERSION} {version.GIT_VERSION}",
+        open_library=tf.load_op_library,
+    )
+
+
+@functools.cache
+def _failure() -> str | None:
+    """Why there is no library; it is tried once a process."""
+    try:
+        _operations()
+    except _compiled_library.CompilationError as error:
+        logging.getLogger(__name__).info("Updates are left to XLA: %s", error)
+        return str(error)
+    return None
+
+
+def serves(kernel: str, dtypes: Sequence[tf.DType]) -> bool:
+    """Whether the library takes tensors of `dtypes` under the chosen kernel.
+
+    What XLA compiles as a whole (`jit_compile=True`) is its own.
+
+    Raises:
+        RuntimeError: If there is none and `kernel` is "compiled".
+    """
+    if kernel == "fused" or is_compiled_by_xla():
+        return False
+    failure = _failure()
+    if failure is not None and kernel == "compiled":
+        raise _compiled_library.required(SETTING, "fused", failure)
+    return failure is None and all(dtype in _KINDS for dtype in dtypes)
+
+
+def is_compiled_by_xla() -> bool:
+    """Whether what is traced now goes to XLA, which has our form of it only."""
+    return not tf.executing_eagerly() and bool(
+        control_flow_util.GraphOrParentsInXlaContext(
+            tf.compat.v1.get_default_graph()
+        )
+    )
+
+
+def update(
+    step: DenseStep,
+    gradients: Sequence[Tensor],
+    hyperparameters: Hyperparameters,
+) -> None:
+    """Updates the variables of `step`, and their rows of `clip_counts`."""
+    gradients = [
+        gradient
+        if gradient.dtype in _KINDS[tf.as_dtype(weight.dtype)]
+        else tf.cast(gradient, step.dtype)
+        for gradient, weight in zip(gradients, step.weights, strict=True)
+    ]
+    *scalars, bias_correction = hyperparameters
+    if bias_correction is None:
+        bias_correction = tf.ones((), step.dtype)
+    counts, exclusions = step.clip_counts, step.exclusions
+    _operations().keras_adamax_update(
+        weights=_handles(step.weights),
+        momentums=_handles(step.momentums),
+        norms=_handles(step.norms),
+        clip_counts=[] if counts is None else _handles([counts]),
+        gradients=gradients,
+        scalars=[
+            tf.cast(scalar, step.dtype)
+            for scalar in (*scalars, bias_correction)
+        ],
+        exclusions=(
+            [] if exclusions is None else [tf.convert_to_tensor(exclusions)]
+        ),
+        indices=step.indices,
+        clips=step.clip_gradients,
+    )
+
+
+def are_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all elements of all tensors are finite, as a boolean scalar."""
+    return _operations().keras_adamax_is_finite(tensors=list(tensors))
+
+
+def _handles(variables: Sequence[Any]) -> list[Tensor]:
+    return [
+        (v.value if isinstance(v, keras.Variable) else v).handle
+        for v in variables
+    ]

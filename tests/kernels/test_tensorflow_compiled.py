@@ -1,0 +1,432 @@
+"""The compiled update of TensorFlow: what it gives, where, who steps in."""
+
+import concurrent.futures
+import functools
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_adamax
+from keras_adamax.kernels import SETTING, _compiled_library
+from tests.kernels.test_xla_form import OPTIONS, run
+from tests.oracle import AdamaxClippedOracle, heavy_tailed_gradients
+from tests.support import assert_same, make_step, make_variables, state_of
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("this is a kernel of TensorFlow", allow_module_level=True)
+
+import tensorflow as tf
+
+from keras_adamax.kernels import _tensorflow_compiled
+
+ROOT = pathlib.Path(keras_adamax.__file__).parents[1]
+# In several blocks, in one, without elements, a scalar; by several threads.
+SHAPES = ((37, 5), (70_001,), (3, 0), (), (600, 500))
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, _compiled_library.COMPILERS)),
+    reason="a C++ compiler is needed",
+)
+
+
+@pytest.mark.parametrize("loop", ("eager", "graph"))
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gives_what_the_reference_gives(monkeypatch, options, loop):
+    """Bit for bit."""
+    monkeypatch.setenv(SETTING, "reference")
+    expected, expected_counts = run(loop, 24, shapes=SHAPES, **options)
+    monkeypatch.setenv(SETTING, "compiled")
+    actual, counts = run(loop, 24, shapes=SHAPES, **options)
+    assert counts == expected_counts
+    assert_same(expected, actual)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64", "float16", "bfloat16"))
+@pytest.mark.parametrize("given", ("float32", "float64", "float16", "bfloat16"))
+def test_gives_it_in_every_dtype_for_200_steps(monkeypatch, dtype, given):
+    shapes = ((37, 5), (9_000,), ())
+    rng = np.random.default_rng(1)
+    series = [heavy_tailed_gradients(rng, shape, 200) for shape in shapes]
+    results = []
+    for kernel in ("reference", "compiled"):
+        monkeypatch.setenv(SETTING, kernel)
+        variables = make_variables(
+            [np.ones(shape, "float32") for shape in shapes], dtype=dtype
+        )
+        optimizer = keras_adamax.AdamaxClipped(
+            0.01, exclude_from_clipping=["weight_2"]
+        )
+        optimizer.build(variables)
+        for gradients in zip(*series, strict=True):
+            optimizer.apply(
+                [tf.cast(tf.constant(g, "float64"), given) for g in gradients],
+                variables,
+            )
+        results.append(state_of(optimizer, variables))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("loop", ("eager", "graph"))
+def test_follows_the_oracle(monkeypatch, loop):
+    monkeypatch.setenv(SETTING, "compiled")
+    rng = np.random.default_rng(2)
+    start = np.asarray(rng.normal(size=(40, 2_500)), "float32")
+    [variable] = make_variables([start])
+    optimizer = keras_adamax.AdamaxClipped(0.01, bias_correction=True)
+    step = make_step(loop, optimizer, [variable])
+    oracle = AdamaxClippedOracle(
+        [start],
+        learning_rate=0.01,
+        bias_correction=True,
+        bias_correction_dtype="float32",
+        dtypes="float32",
+    )
+    for gradient in heavy_tailed_gradients(rng, start.shape, 50):
+        gradient = gradient.astype("float32")
+        step([gradient])
+        oracle.step([gradient])
+    for name, actual in (
+        ("w", variable),
+        ("m", optimizer._momentums[0]),
+        ("u", optimizer._norms[0]),
+    ):
+        error = abs(np.asarray(actual.value, "float64") - getattr(oracle, name))
+        assert (error <= getattr(oracle, name + "_error")[0]).all(), name
+    [clipped] = optimizer.clip_statistics().clipped.values()
+    assert abs(clipped - oracle.clipped[0]) <= oracle.uncertain[0]
+
+
+@pytest.mark.parametrize("values", [(np.inf, -np.inf), (np.inf, np.nan)])
+def test_nan_spreads_and_inf_is_clipped(monkeypatch, values):
+    results = []
+    for kernel in ("reference", "compiled"):
+        monkeypatch.setenv(SETTING, kernel)
+        results.append(run("graph", 12, shapes=((37, 5),), nonfinite=values))
+    (expected, expected_counts), (actual, counts) = results
+    assert counts == expected_counts
+    assert_same(expected, actual)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64", "float16", "bfloat16"))
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
+def test_one_value_that_is_not_finite_is_found(dtype, value):
+    largest = float(tf.as_dtype(dtype).max)
+    values = np.full(70_001, largest)
+    values[:2] = [-largest, 0.0]
+    tensors = [tf.zeros((0, 3)), tf.constant(values, dtype), tf.ones(())]
+    assert _tensorflow_compiled.are_finite(tensors)
+    values[69_999] = value
+    tensors[1] = tf.constant(values, dtype)
+    assert not _tensorflow_compiled.are_finite(tensors)
+
+
+def make(shape=(300, 200), **options):
+    [variable] = make_variables([np.ones(shape, "float32")])
+    optimizer = keras_adamax.AdamaxClipped(0.1, **options)
+    optimizer.build([variable])
+    return optimizer, variable
+
+
+def kernels_of(optimizer):
+    """Whether each traced update is the library's."""
+    return [key[0] for key in optimizer._compiled_updates]
+
+
+class TestXla:
+    """What XLA compiles as a whole has no place for the library."""
+
+    def test_is_recognized(self):
+        seen = []
+
+        def look():
+            seen.append(_tensorflow_compiled.is_compiled_by_xla())
+            return tf.constant(1.0)
+
+        look()
+        tf.function(look)()
+        assert seen == [False, False]
+
+        @tf.function(jit_compile=True)
+        def step():
+            tf.cond(tf.constant(1.0) > 0.0, look, lambda: tf.constant(2.0))
+            for _ in tf.range(3):
+                look()
+            return tf.function(look)()
+
+        step()
+        assert seen[2:] and all(seen[2:])
+
+    @pytest.mark.parametrize("skip_nonfinite", (False, True))
+    def test_gets_its_own_form(self, monkeypatch, skip_nonfinite):
+        monkeypatch.setenv(SETTING, "compiled")
+        optimizer, variable = make(skip_nonfinite=skip_nonfinite)
+        for loop in ("jit", "graph", "eager"):
+            make_step(loop, optimizer, [variable])([np.ones((300, 200))])
+        assert kernels_of(optimizer) == [False, True]
+        assert int(optimizer.iterations) == 3
+
+    @pytest.mark.parametrize("jit_compile", (False, True))
+    def test_in_fit(self, jit_compile):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        model.compile("adamax_clipped", "mse", jit_compile=jit_compile)
+        model.fit(np.ones((8, 3)), np.ones((8, 2)), verbose=0)
+        assert kernels_of(model.optimizer) == [not jit_compile]
+
+
+class TestMemory:
+    def address(self, tensor):
+        return np.from_dlpack(tensor).__array_interface__["data"][0]
+
+    def test_updates_where_the_state_lies(self):
+        optimizer, variable = make()
+        step = make_step("graph", optimizer, [variable])
+        state = [variable, *optimizer._momentums, *optimizer._norms]
+        step([np.ones((300, 200))])
+        before = [self.address(v.value.read_value()) for v in state]
+        for _ in range(3):
+            step([np.ones((300, 200))])
+        assert [self.address(v.value.read_value()) for v in state] == before
+
+    def test_what_was_read_keeps_its_value(self):
+        optimizer, variable = make()
+        state = [variable, *optimizer._momentums, *optimizer._norms]
+        state.append(optimizer._clip_counts)
+        read = [v.value.read_value() for v in state]
+        copies = [np.array(value) for value in read]
+
+        @tf.function
+        def step(gradient):
+            old = variable.value.read_value()
+            optimizer.apply([gradient], [variable])
+            return old, variable.value.read_value()
+
+        old, new = step(tf.ones((300, 200)))
+        np.testing.assert_array_equal(old, copies[0])
+        np.testing.assert_array_less(new, old)
+        for value, copy, changed in zip(read, copies, state, strict=True):
+            np.testing.assert_array_equal(value, copy)
+            assert np.any(np.asarray(changed.value) != copy)
+
+    def test_a_gradient_that_is_the_weight(self, monkeypatch):
+        """Of half the squares' sum; both may be one tensor."""
+        results = []
+        for kernel in ("reference", "compiled"):
+            monkeypatch.setenv(SETTING, kernel)
+            optimizer, variable = make()
+
+            def apply(optimizer, variable):
+                optimizer.apply([variable.value.read_value()], [variable])
+
+            step = tf.function(functools.partial(apply, optimizer, variable))
+            for _ in range(5):
+                step()
+            results.append(state_of(optimizer, [variable]))
+        assert_same(*results)
+
+
+def test_steps_in_many_threads():
+    """Blocks of one step never go to another."""
+    pairs = [make((700, 500)) for _ in range(6)]
+    steps = [make_step("graph", o, [v]) for o, v in pairs]
+    gradients = [np.full((700, 500), i + 1.0, "float32") for i in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for _ in range(8):
+            list(pool.map(lambda s, g: s([g]), steps, gradients))
+    for (optimizer, variable), gradient in zip(pairs, gradients, strict=True):
+        alone, weight = make((700, 500))
+        for _ in range(8):
+            make_step("eager", alone, [weight])([gradient])
+        assert_same(state_of(alone, [weight]), state_of(optimizer, [variable]))
+
+
+def test_one_optimizer_in_many_threads():
+    """Each of the updates is whole."""
+    optimizer, variable = make((700, 500))
+    gradient = tf.ones((700, 500))
+    step = tf.function(lambda: optimizer.apply([gradient], [variable]))
+    step()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: step(), range(11)))
+    norm = np.asarray(optimizer._norms[0].value)
+    assert norm.min() == norm.max()
+    [counted] = optimizer.clip_statistics().counted.values()
+    assert counted == 12 * 700 * 500
+
+
+def test_exclusions_are_read_in_every_step():
+    """A loaded state may change them, and no trace starts anew for it."""
+    optimizer, variable = make(exclude_from_clipping=["weight_0"])
+    step = tf.function(lambda g: optimizer.apply([g], [variable]))
+    for excluded, norm in ((1.0, 1.0), (0.0, 1e-4)):
+        [v for v in optimizer.variables if v.name == "clipping_exclusions"][
+            0
+        ].assign([excluded])
+        optimizer._norms[0].assign(tf.zeros((300, 200)))
+        step(tf.ones((300, 200)))
+        np.testing.assert_allclose(optimizer._norms[0].value, norm)
+
+
+def test_other_dtypes_are_left_to_xla():
+    assert not _tensorflow_compiled.serves("auto", [tf.int32])
+    assert _tensorflow_compiled.serves("auto", [tf.float32])
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        {"gradients": [tf.ones(5)]},
+        {"gradients": [tf.ones(4, "float64")]},
+        {"norms": ["short"]},
+        {"norms": ["double"]},
+        {"clip_counts": ["w"]},
+        {"indices": [1]},
+        {"exclusions": [tf.zeros(0)]},
+    ),
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(change):
+    """Nothing is written then."""
+    variables = {
+        "w": tf.Variable(tf.ones(4)),
+        "m": tf.Variable(tf.zeros(4)),
+        "u": tf.Variable(tf.zeros(4)),
+        "short": tf.Variable(tf.zeros(3)),
+        "double": tf.Variable(tf.zeros(4, "float64")),
+        "counts": tf.Variable(tf.zeros((1, 6))),
+    }
+    arguments = {
+        "weights": ["w"],
+        "momentums": ["m"],
+        "norms": ["u"],
+        "clip_counts": ["counts"],
+        "gradients": [tf.ones(4)],
+        "scalars": [tf.constant(0.5)] * 7,
+        "exclusions": [],
+        "indices": [0],
+        "clips": True,
+        **change,
+    }
+    for name in ("weights", "momentums", "norms", "clip_counts"):
+        arguments[name] = [variables[v].handle for v in arguments[name]]
+    update = _tensorflow_compiled._operations().keras_adamax_update
+    with pytest.raises(tf.errors.InvalidArgumentError, match="do not fit"):
+        update(**arguments)
+    np.testing.assert_array_equal(variables["w"], 1.0)
+    np.testing.assert_array_equal(variables["m"], 0.0)
+
+
+SCRIPT = """
+import os
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import keras, numpy as np, keras_adamax
+variable = keras.Variable(np.ones(3, "float32"), name="weight")
+optimizer = keras_adamax.AdamaxClipped()
+optimizer.build([variable])
+optimizer.apply([np.ones(3, "float32")], [variable])
+assert optimizer.clip_rate() == 1.0
+[key] = optimizer._compiled_updates
+print("compiled" if key[0] else "fused")
+"""
+
+
+def start(**environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return output.strip(), errors
+
+
+class TestCompilation:
+    def test_by_two_processes_at_a_time(self, tmp_path):
+        both = [start(XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
+        assert [finish(process)[0] for process in both] == ["compiled"] * 2
+        # One library, and nothing else.
+        [_] = (tmp_path / "keras_adamax").iterdir()
+
+    def test_where_nothing_can_be_written(self, tmp_path):
+        (tmp_path / "keras_adamax").write_text("no folder")
+        process = start(XDG_CACHE_HOME=str(tmp_path))
+        assert finish(process)[0] == "compiled"
+
+    @pytest.mark.parametrize("compiler", ("false", "no-such-compiler"))
+    def test_without_a_compiler(self, tmp_path, compiler):
+        process = start(CXX=compiler, XDG_CACHE_HOME=str(tmp_path))
+        output, errors = finish(process)
+        assert output == "fused"
+        # Nobody is nagged.
+        assert "keras_adamax" not in errors
+
+    def test_a_damaged_library_is_compiled_again(self, tmp_path):
+        environment = {"XDG_CACHE_HOME": str(tmp_path)}
+        assert finish(start(**environment))[0] == "compiled"
+        [library] = (tmp_path / "keras_adamax").iterdir()
+        whole = library.read_bytes()
+        library.write_bytes(bytes(1000))
+        assert finish(start(**environment))[0] == "compiled"
+        [library] = (tmp_path / "keras_adamax").iterdir()
+        assert len(library.read_bytes()) == len(whole)
+
+    def test_asked_for_without_a_compiler(self, monkeypatch):
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        monkeypatch.setattr(
+            _compiled_library, "load", _compiled_library.load.__wrapped__
+        )
+        caches = (
+            _tensorflow_compiled._failure,
+            _tensorflow_compiled._operations,
+        )
+        for cache in caches:
+            cache.cache_clear()
+        try:
+            monkeypatch.setenv(SETTING, "compiled")
+            optimizer, variable = make()
+            with pytest.raises(RuntimeError, match="`CXX`.*no-such-compiler"):
+                optimizer.apply([tf.ones((300, 200))], [variable])
+        finally:
+            for cache in caches:
+                cache.cache_clear()
+
+    def test_another_release_gets_a_library_of_its_own(
+        self, monkeypatch, tmp_path
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        ran = []
+        monkeypatch.setattr(
+            _compiled_library,
+            "_run",
+            lambda command: (
+                ran.append(command),
+                _touch(command),
+                b"the source",
+            )[-1],
+        )
+        load = _compiled_library.load.__wrapped__
+        paths = [
+            load(
+                "_tensorflow_cpu.cpp", release=release, open_library=lambda p: p
+            )
+            for release in ("1.0", "2.0", "1.0")
+        ]
+        assert paths[0] == paths[2] != paths[1]
+
+
+def _touch(command):
+    if "-o" in command:
+        pathlib.Path(command[command.index("-o") + 1]).touch()
