@@ -142,7 +142,7 @@ def arms(backend: str) -> dict[str, Arm]:
             "ours_skip_nonfinite", "ours, skip_nonfinite", skip_nonfinite=True
         ),
     ]
-    if backend == "jax":
+    if backend in ("tensorflow", "jax"):
         every.append(_ours("ours_fused", "ours, fused by XLA", kernel="fused"))
     if backend == "torch":
         every += [

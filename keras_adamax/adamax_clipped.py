@@ -564,51 +564,50 @@ class AdamaxClipped(RestorableOptimizer):
         variables: Sequence[Any],
         learning_rate: Tensor,
     ) -> None:
-        """Hands all dense gradients to the backend's fused update at once."""
-        dense: dict[str, list[tuple[int, Any]]] = {}
+        """Hands gradients to the backend's fused updates, all at once."""
+        kinds: dict[tuple[bool, str], list[tuple[int, Any]]] = {}
         for gradient, variable in zip(gradients, variables, strict=True):
             index = self._get_variable_index(variable)
             dtype = keras.backend.standardize_dtype(self._norms[index].dtype)
-            if self._kernel.is_sparse(gradient):
-                self.update_step(gradient, variable, learning_rate)
-            else:
-                dense.setdefault(dtype, []).append((index, gradient))
-        for dtype, pairs in dense.items():
+            kind = (self._kernel.is_sparse(gradient), dtype)
+            kinds.setdefault(kind, []).append((index, gradient))
+        for (is_sparse, dtype), pairs in kinds.items():
             indices = tuple(index for index, _ in pairs)
-            self._kernel.update_dense(
-                kernels.DenseStep(
-                    optimizer=self,
-                    kernel=self._kernel_choice,
-                    indices=indices,
-                    gradients=[gradient for _, gradient in pairs],
-                    weights=[self._trainable_variables[i] for i in indices],
-                    momentums=[self._momentums[i] for i in indices],
-                    norms=[self._norms[i] for i in indices],
-                    dtype=dtype,
-                    learning_rate=learning_rate,
-                    hyperparameters=self._hyperparameters_of_step,
-                    has_schedules=bool(self._live.schedules),
-                    clip_gradients=self.clip_gradients,
-                    exclusions=(
-                        self._exclusions
-                        if self.clip_gradients and self.exclude_from_clipping
-                        else None
-                    ),
-                    clip_counts=(
-                        self._clip_counts
-                        if self.clip_gradients and self.track_clip_rate
-                        else None
-                    ),
-                )
+            step = kernels.Step(
+                optimizer=self,
+                kernel=self._kernel_choice,
+                indices=indices,
+                gradients=[gradient for _, gradient in pairs],
+                weights=[self._trainable_variables[i] for i in indices],
+                momentums=[self._momentums[i] for i in indices],
+                norms=[self._norms[i] for i in indices],
+                dtype=dtype,
+                learning_rate=learning_rate,
+                hyperparameters=self._hyperparameters_of_step,
+                has_schedules=bool(self._live.schedules),
+                clip_gradients=self.clip_gradients,
+                exclusions=(
+                    self._exclusions
+                    if self.clip_gradients and self.exclude_from_clipping
+                    else None
+                ),
+                clip_counts=(
+                    self._clip_counts
+                    if self.clip_gradients and self.track_clip_rate
+                    else None
+                ),
             )
+            if is_sparse:
+                self._kernel.update_rows(step)
+            else:
+                self._kernel.update_dense(step)
 
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Tensor
     ) -> None:
         """Updates one variable, as the specification has it.
 
-        Sparse gradients come here, and all of them where the backend's fused
-        update cannot serve.
+        Gradients come here where no fused update of the backend can serve.
 
         Args:
             gradient: Its gradient, dense or sparse rows.

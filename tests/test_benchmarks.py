@@ -81,7 +81,7 @@ def test_optimizer_step(tmp_path):
     }
     if BACKEND == "torch":
         ours |= {"ours_compiled", "ours_eager"}
-    if BACKEND == "jax":
+    else:
         ours.add("ours_fused")
     dense = ours | {
         "keras_adamax",

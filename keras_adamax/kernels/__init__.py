@@ -3,9 +3,10 @@
 `load()` gives the module of the backend that Keras runs on. All of them have
 the same functions:
 
-- `update_dense(step)`: the fused update of all dense gradients of a
-  `DenseStep`, with the results of `update_rule.update`. Where the backend has
-  no fused update that serves, the next best takes over.
+- `update_dense(step)`: the fused update by all dense gradients of a `Step`,
+  with the results of `update_rule.update`. Where the backend has no fused
+  update that serves, the next best takes over.
+- `update_rows(step)`: the same for sparse gradients.
 - `is_replicated()`: whether each replica must be updated by itself, which is
   left to Keras and `update_step`.
 - `CHOICES`: the kernels that the user can choose between.
@@ -49,14 +50,15 @@ SETTING = "KERAS_ADAMAX_KERNEL"
 
 
 @dataclass(frozen=True)
-class DenseStep:
-    """One update of variables by dense gradients, state of one dtype.
+class Step:
+    """One update of variables by dense gradients, or one by sparse ones.
 
     Attributes:
         optimizer: The optimizer, for its `assign`.
         kernel: The chosen kernel, one of the backend's `CHOICES`.
         indices: Which of the optimizer's variables they are.
-        gradients: A dense gradient each, of any float dtype.
+        gradients: A gradient each, of any float dtype; all are dense, or all
+            are sparse.
         weights: The variables.
         momentums: First moment of each.
         norms: Infinity norm of each.

@@ -234,6 +234,24 @@ int64_t count_block(const Tensors& all, int64_t i, int64_t begin,
   return kCounts[all.kinds[i]](all.gradients[i], begin, end);
 }
 
+// Adds a row to a sum, with a rounding each time.
+template <typename Number, typename State>
+void add_row(void* sum, const void* row, int64_t length) {
+  Number* __restrict to = static_cast<Number*>(sum);
+  const Number* __restrict from = static_cast<const Number*>(row);
+  for (int64_t i = 0; i < length; ++i) {
+    store(&to[i], State(load<State>(to[i]) + load<State>(from[i])));
+  }
+}
+
+// By dtype: float32, float64, float16, bfloat16.
+void (*const kAdds[])(void*, const void*, int64_t) = {
+    add_row<float, float>,
+    add_row<double, double>,
+    add_row<Half, float>,
+    add_row<BFloat16, float>,
+};
+
 // As `statistics.add_to_rows`, for one of the two totals of a row.
 void add_to_limbs(float* limbs, int64_t number) {
   constexpr int64_t base = 1 << 20;

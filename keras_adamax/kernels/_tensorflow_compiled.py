@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from keras_adamax.kernels import SETTING, DenseStep, _compiled_library
+from keras_adamax.kernels import SETTING, Step, _compiled_library
 from keras_adamax.update_rule import Hyperparameters
 
 Tensor = Any
@@ -77,7 +77,7 @@ def is_compiled_by_xla() -> bool:
 
 
 def update(
-    step: DenseStep,
+    step: Step,
     gradients: Sequence[Tensor],
     hyperparameters: Hyperparameters,
 ) -> None:
@@ -88,26 +88,62 @@ def update(
         else tf.cast(gradient, step.dtype)
         for gradient, weight in zip(gradients, step.weights, strict=True)
     ]
-    *scalars, bias_correction = hyperparameters
-    if bias_correction is None:
-        bias_correction = tf.ones((), step.dtype)
-    counts, exclusions = step.clip_counts, step.exclusions
     _operations().keras_adamax_update(
         weights=_handles(step.weights),
         momentums=_handles(step.momentums),
         norms=_handles(step.norms),
-        clip_counts=[] if counts is None else _handles([counts]),
         gradients=gradients,
-        scalars=[
+        indices=step.indices,
+        **_settings(step, hyperparameters),
+    )
+
+
+def serves_rows(step: Step, values: Sequence[Tensor]) -> bool:
+    """Whether the library takes rows of `values`; as `serves`."""
+    dtypes = [tf.as_dtype(weight.dtype) for weight in step.weights]
+    return serves(step.kernel, dtypes) and all(
+        value.dtype in _KINDS[dtype]
+        for value, dtype in zip(values, dtypes, strict=True)
+    )
+
+
+def update_rows(step: Step) -> None:
+    """Updates the rows of the variables of `step` that gradients have."""
+    settings = _settings(
+        step, step.hyperparameters(step.learning_rate, step.dtype)
+    )
+    handles = map(_handles, (step.weights, step.momentums, step.norms))
+    for index, gradient, weight, momentum, norm in zip(
+        step.indices, step.gradients, *handles, strict=True
+    ):
+        _operations().keras_adamax_update_rows(
+            weight=weight,
+            momentum=momentum,
+            norm=norm,
+            rows=gradient.indices,
+            values=gradient.values,
+            index=index,
+            **settings,
+        )
+
+
+def _settings(step: Step, hyperparameters: Hyperparameters) -> dict[str, Any]:
+    """What the operations of a step have in common."""
+    *scalars, bias_correction = hyperparameters
+    if bias_correction is None:
+        bias_correction = tf.ones((), step.dtype)
+    counts, exclusions = step.clip_counts, step.exclusions
+    return {
+        "clip_counts": [] if counts is None else _handles([counts]),
+        "scalars": [
             tf.cast(scalar, step.dtype)
             for scalar in (*scalars, bias_correction)
         ],
-        exclusions=(
+        "exclusions": (
             [] if exclusions is None else [tf.convert_to_tensor(exclusions)]
         ),
-        indices=step.indices,
-        clips=step.clip_gradients,
-    )
+        "clips": step.clip_gradients,
+    }
 
 
 def are_finite(tensors: Sequence[Tensor]) -> Tensor:

@@ -60,12 +60,15 @@ double scalar(const tf::Tensor& tensor) {
              : double(*static_cast<const float*>(tensor.data()));
 }
 
-// Does all blocks, with the threads that TensorFlow has for one operation.
-void work_together(tf::OpKernelContext* context, Shared* shared) {
+int64_t elements_of(const Tensors& all) {
   int64_t elements = 0;
-  for (int64_t i = 0; i < shared->all.count; ++i) {
-    elements += shared->all.sizes[i];
-  }
+  for (int64_t i = 0; i < all.count; ++i) elements += all.sizes[i];
+  return elements;
+}
+
+// Does all blocks, with the threads that TensorFlow has for one operation.
+void work_together(tf::OpKernelContext* context, Shared* shared,
+                   int64_t elements) {
   auto* pool = context->device()->tensorflow_cpu_worker_threads();
   const int64_t threads = std::min<int64_t>(
       pool->num_threads, 1 + elements / kElementsPerThread);
@@ -128,6 +131,56 @@ class LockedVariables {
   bool is_locked_ = false;
 };
 
+tf::Status does_not_fit() {
+  return tf::errors::InvalidArgument(
+      "keras_adamax: tensors that do not fit this operation");
+}
+
+tf::Status no_memory() {
+  return tf::errors::ResourceExhausted("keras_adamax: no memory");
+}
+
+// The dtype of the state that a kind has.
+tf::DataType state_of(int64_t kind) {
+  return kind == 1 ? tf::DT_DOUBLE : tf::DT_FLOAT;
+}
+
+Scalars scalars_of(const tf::OpInputList& scalars) {
+  return {scalar(scalars[0]), scalar(scalars[1]), scalar(scalars[2]),
+          scalar(scalars[3]), scalar(scalars[4]), scalar(scalars[5]),
+          scalar(scalars[6])};
+}
+
+// Of all the optimizer's variables, > 0 where one is not clipped; null where
+// all are alike. `last` is the highest one that is asked for.
+tf::Status find_exclusions(const tf::OpInputList& exclusions, int64_t last,
+                           const float** found) {
+  *found = nullptr;
+  if (!exclusions.size()) return tf::Status();
+  if (exclusions[0].NumElements() <= last) return does_not_fit();
+  *found = static_cast<const float*>(exclusions[0].data());
+  return tf::Status();
+}
+
+// The rows of `clip_counts`, which is variable `i`.
+tf::Status find_counts(tf::OpKernelContext* context, LockedVariables& variables,
+                       int64_t i, int64_t last, float** found) {
+  const tf::Tensor& value = variables.value(i);
+  if (value.dtype() != tf::DT_FLOAT || value.dims() != 2 ||
+      value.dim_size(1) != 6 || value.dim_size(0) <= last) {
+    return does_not_fit();
+  }
+  void* memory;
+  TF_RETURN_IF_ERROR(variables.writable(context, i, &memory));
+  *found = static_cast<float*>(memory);
+  return tf::Status();
+}
+
+void add_counts(float* row, int64_t clipped, int64_t counted) {
+  add_to_limbs(row, clipped);
+  add_to_limbs(row + 3, counted);
+}
+
 // Lets go of what threads share.
 struct Release {
   Shared* shared;
@@ -154,20 +207,14 @@ class UpdateOp : public tf::OpKernel {
       OP_REQUIRES_OK(context, variables.add(context, name));
     }
     Shared* shared = make_shared(count);
-    OP_REQUIRES(context, shared,
-                tf::errors::ResourceExhausted("keras_adamax: no memory"));
+    OP_REQUIRES(context, shared, no_memory());
     const Release at_the_end = {shared};
     Tensors& all = shared->all;
     all.run = update_block;
-    all.scalars = {scalar(scalars[0]), scalar(scalars[1]), scalar(scalars[2]),
-                   scalar(scalars[3]), scalar(scalars[4]), scalar(scalars[5]),
-                   scalar(scalars[6])};
+    all.scalars = scalars_of(scalars);
     const int64_t last = *std::max_element(indices_.begin(), indices_.end());
-    const float* excluded = nullptr;
-    if (exclusions.size()) {
-      OP_REQUIRES(context, exclusions[0].NumElements() > last, does_not_fit());
-      excluded = static_cast<const float*>(exclusions[0].data());
-    }
+    const float* excluded;
+    OP_REQUIRES_OK(context, find_exclusions(exclusions, last, &excluded));
 
     variables.lock();
     for (int64_t i = 0; i < count; ++i) {
@@ -177,8 +224,7 @@ class UpdateOp : public tf::OpKernel {
       const tf::Tensor& norm = variables.value(2 * count + i);
       all.kinds[i] = kind_of(weight.dtype(), gradient.dtype());
       all.sizes[i] = weight.NumElements();
-      const tf::DataType state = all.kinds[i] == 1 ? tf::DT_DOUBLE
-                                                   : tf::DT_FLOAT;
+      const tf::DataType state = state_of(all.kinds[i]);
       OP_REQUIRES(
           context,
           all.kinds[i] >= 0 && momentum.dtype() == state &&
@@ -192,14 +238,8 @@ class UpdateOp : public tf::OpKernel {
     }
     float* counts = nullptr;
     if (counts_) {
-      const tf::Tensor& value = variables.value(3 * count);
-      OP_REQUIRES(context,
-                  value.dtype() == tf::DT_FLOAT && value.dims() == 2 &&
-                      value.dim_size(1) == 6 && value.dim_size(0) > last,
-                  does_not_fit());
-      void* memory;
-      OP_REQUIRES_OK(context, variables.writable(context, 3 * count, &memory));
-      counts = static_cast<float*>(memory);
+      OP_REQUIRES_OK(context, find_counts(context, variables, 3 * count, last,
+                                          &counts));
     }
     for (int64_t i = 0; i < count; ++i) {
       OP_REQUIRES_OK(context,
@@ -209,23 +249,192 @@ class UpdateOp : public tf::OpKernel {
       OP_REQUIRES_OK(
           context, variables.writable(context, 2 * count + i, &all.norms[i]));
     }
-    work_together(context, shared);
+    work_together(context, shared, elements_of(all));
     if (!counts) return;
     for (int64_t i = 0; i < count; ++i) {
       if (!all.clips[i]) continue;
-      float* row = counts + 6 * indices_[i];
-      add_to_limbs(row, all.found[i]);
-      add_to_limbs(row + 3, all.sizes[i]);
+      add_counts(counts + 6 * indices_[i], all.found[i], all.sizes[i]);
     }
   }
 
  private:
-  static tf::Status does_not_fit() {
-    return tf::errors::InvalidArgument(
-        "keras_adamax: tensors that do not fit this operation");
+  std::vector<int64_t> indices_;
+  bool clips_;
+  int64_t counts_;
+};
+
+// What the threads that update rows share.
+struct Rows {
+  int64_t kind;
+  bool clips;
+  int64_t width;
+  // Bytes of an element.
+  int64_t value_size;
+  int64_t weight_size;
+  int64_t state_size;
+  int64_t value_dtype;
+  const char* values;
+  char* weights;
+  char* momentums;
+  char* norms;
+  // Which rows of the variable, each once.
+  std::vector<int64_t> rows;
+  // Where the values of row `rows[i]` are: from `starts[i]` to `starts[i + 1]`
+  // in `order`.
+  std::vector<int64_t> starts;
+  std::vector<int64_t> order;
+  // Rows of a chunk.
+  int64_t chunk;
+};
+
+// Puts the occurrences of each row together, and keeps their order.
+template <typename Index>
+bool sort_rows(const tf::Tensor& indices, int64_t table_rows, Rows& all) {
+  const Index* index = static_cast<const Index*>(indices.data());
+  const int64_t length = indices.NumElements();
+  for (int64_t i = 0; i < length; ++i) {
+    if (index[i] < 0 || int64_t(index[i]) >= table_rows) return false;
+  }
+  all.order.resize(length);
+  if (table_rows <= 16 * length) {
+    std::vector<int64_t> next(table_rows + 1, 0);
+    for (int64_t i = 0; i < length; ++i) ++next[index[i] + 1];
+    for (int64_t row = 0; row < table_rows; ++row) next[row + 1] += next[row];
+    for (int64_t i = 0; i < length; ++i) all.order[next[index[i]]++] = i;
+  } else {
+    for (int64_t i = 0; i < length; ++i) all.order[i] = i;
+    std::stable_sort(
+        all.order.begin(), all.order.end(),
+        [index](int64_t i, int64_t j) { return index[i] < index[j]; });
+  }
+  for (int64_t i = 0; i < length; ++i) {
+    const int64_t row = index[all.order[i]];
+    if (i == 0 || row != all.rows.back()) {
+      all.rows.push_back(row);
+      all.starts.push_back(i);
+    }
+  }
+  all.starts.push_back(length);
+  return true;
+}
+
+int64_t update_chunk(const Tensors& tensors, int64_t i, int64_t, int64_t) {
+  const Rows& all = *static_cast<const Rows*>(tensors.gradients[i]);
+  const Update update = kUpdates[all.kind][all.clips];
+  const int64_t bytes = all.width * all.value_size;
+  const int64_t end =
+      std::min<int64_t>((i + 1) * all.chunk, int64_t(all.rows.size()));
+  std::vector<char> sum(bytes);
+  int64_t clipped = 0;
+  for (int64_t k = i * all.chunk; k < end; ++k) {
+    const char* gradient = all.values + all.order[all.starts[k]] * bytes;
+    if (all.starts[k + 1] - all.starts[k] > 1) {
+      memcpy(sum.data(), gradient, bytes);
+      for (int64_t j = all.starts[k] + 1; j < all.starts[k + 1]; ++j) {
+        kAdds[all.value_dtype](sum.data(), all.values + all.order[j] * bytes,
+                               all.width);
+      }
+      gradient = sum.data();
+    }
+    const int64_t first = all.rows[k] * all.width;
+    clipped += update(gradient, all.weights + first * all.weight_size,
+                      all.momentums + first * all.state_size,
+                      all.norms + first * all.state_size, 0, all.width,
+                      tensors.scalars);
+  }
+  return clipped;
+}
+
+class UpdateRowsOp : public tf::OpKernel {
+ public:
+  explicit UpdateRowsOp(tf::OpKernelConstruction* construction)
+      : tf::OpKernel(construction) {
+    OP_REQUIRES_OK(construction, construction->GetAttr("index", &index_));
+    OP_REQUIRES_OK(construction, construction->GetAttr("clips", &clips_));
+    OP_REQUIRES_OK(construction, construction->GetAttr("counts", &counts_));
   }
 
-  std::vector<int64_t> indices_;
+  void Compute(tf::OpKernelContext* context) override {
+    const tf::Tensor *indices, *values;
+    tf::OpInputList scalars, exclusions;
+    OP_REQUIRES_OK(context, context->input("rows", &indices));
+    OP_REQUIRES_OK(context, context->input("values", &values));
+    OP_REQUIRES_OK(context, context->input_list("scalars", &scalars));
+    OP_REQUIRES_OK(context, context->input_list("exclusions", &exclusions));
+    LockedVariables variables;
+    for (const char* name : {"weight", "momentum", "norm", "clip_counts"}) {
+      OP_REQUIRES_OK(context, variables.add(context, name));
+    }
+    const float* excluded;
+    OP_REQUIRES_OK(context, find_exclusions(exclusions, index_, &excluded));
+
+    variables.lock();
+    const tf::Tensor& weight = variables.value(0);
+    const int64_t length = indices->NumElements();
+    Rows all;
+    all.kind = kind_of(weight.dtype(), values->dtype());
+    OP_REQUIRES(context, all.kind >= 0 && weight.dims() > 0, does_not_fit());
+    const int64_t table_rows = weight.dim_size(0);
+    all.width = table_rows ? weight.NumElements() / table_rows : 0;
+    for (int64_t i = 1; i < 3; ++i) {
+      OP_REQUIRES(context,
+                  variables.value(i).dtype() == state_of(all.kind) &&
+                      variables.value(i).NumElements() == weight.NumElements(),
+                  does_not_fit());
+    }
+    OP_REQUIRES(context,
+                !length || values->NumElements() == length * all.width,
+                does_not_fit());
+    all.clips = clips_ && !(excluded && excluded[index_] > 0);
+    all.value_dtype = count_of(values->dtype());
+    all.value_size = tf::DataTypeSize(values->dtype());
+    all.weight_size = tf::DataTypeSize(weight.dtype());
+    all.state_size = tf::DataTypeSize(state_of(all.kind));
+    all.values = static_cast<const char*>(values->data());
+    const bool are_rows =
+        indices->dtype() == tf::DT_INT32
+            ? sort_rows<int32_t>(*indices, table_rows, all)
+            : sort_rows<int64_t>(*indices, table_rows, all);
+    OP_REQUIRES(context, are_rows,
+                tf::errors::InvalidArgument(
+                    "keras_adamax: a gradient's row must be one of the ",
+                    table_rows, " that its variable has"));
+
+    float* counts = nullptr;
+    if (counts_) {
+      OP_REQUIRES_OK(context,
+                     find_counts(context, variables, 3, index_, &counts));
+    }
+    const int64_t distinct = int64_t(all.rows.size());
+    if (!distinct || !all.width) return;
+    all.chunk = std::max<int64_t>(1, kBlock / all.width);
+    const int64_t chunks = (distinct + all.chunk - 1) / all.chunk;
+    Shared* shared = make_shared(chunks);
+    OP_REQUIRES(context, shared, no_memory());
+    const Release at_the_end = {shared};
+    Tensors& tensors = shared->all;
+    tensors.run = update_chunk;
+    tensors.scalars = scalars_of(scalars);
+    for (int64_t i = 0; i < chunks; ++i) {
+      tensors.sizes[i] = 1;
+      tensors.gradients[i] = &all;
+    }
+    void* memory[3];
+    for (int64_t i = 0; i < 3; ++i) {
+      OP_REQUIRES_OK(context, variables.writable(context, i, &memory[i]));
+    }
+    all.weights = static_cast<char*>(memory[0]);
+    all.momentums = static_cast<char*>(memory[1]);
+    all.norms = static_cast<char*>(memory[2]);
+    work_together(context, shared, length * all.width);
+    if (!counts || !all.clips) return;
+    int64_t clipped = 0;
+    for (int64_t i = 0; i < chunks; ++i) clipped += tensors.found[i];
+    add_counts(counts + 6 * index_, clipped, distinct * all.width);
+  }
+
+ private:
+  int64_t index_;
   bool clips_;
   int64_t counts_;
 };
@@ -238,8 +447,7 @@ class IsFiniteOp : public tf::OpKernel {
     tf::Tensor* result;
     OP_REQUIRES_OK(context, context->allocate_output(0, {}, &result));
     Shared* shared = make_shared(context->num_inputs());
-    OP_REQUIRES(context, shared,
-                tf::errors::ResourceExhausted("keras_adamax: no memory"));
+    OP_REQUIRES(context, shared, no_memory());
     const Release at_the_end = {shared};
     Tensors& all = shared->all;
     all.run = count_block;
@@ -249,7 +457,7 @@ class IsFiniteOp : public tf::OpKernel {
       all.sizes[i] = tensor.NumElements();
       all.gradients[i] = tensor.data();
     }
-    work_together(context, shared);
+    work_together(context, shared, elements_of(all));
     *static_cast<bool*>(result->data()) =
         std::all_of(all.found, all.found + all.count,
                     [](int64_t found) { return found == 0; });
@@ -280,6 +488,27 @@ REGISTER_OP("KerasAdamaxUpdate")
     .SetIsStateful()
     .SetShapeFn(tf::shape_inference::NoOutputs);
 
+// The same for rows of one variable, which may repeat: their sum counts then.
+REGISTER_OP("KerasAdamaxUpdateRows")
+    .Input("weight: resource")
+    .Input("momentum: resource")
+    .Input("norm: resource")
+    .Input("clip_counts: counts * resource")
+    .Input("rows: row_dtype")
+    .Input("values: value_dtype")
+    .Input("scalars: scalar_count * dtype")
+    .Input("exclusions: excluding * float")
+    .Attr("counts: int >= 0")
+    .Attr("excluding: int >= 0")
+    .Attr("scalar_count: int >= 7")
+    .Attr("row_dtype: {int32, int64}")
+    .Attr("value_dtype: {float, double, half, bfloat16}")
+    .Attr("dtype: {float, double}")
+    .Attr("index: int >= 0")
+    .Attr("clips: bool")
+    .SetIsStateful()
+    .SetShapeFn(tf::shape_inference::NoOutputs);
+
 // Whether all elements of all tensors are finite.
 REGISTER_OP("KerasAdamaxIsFinite")
     .Input("tensors: dtypes")
@@ -289,6 +518,8 @@ REGISTER_OP("KerasAdamaxIsFinite")
 
 REGISTER_KERNEL_BUILDER(Name("KerasAdamaxUpdate").Device(tf::DEVICE_CPU),
                         UpdateOp);
+REGISTER_KERNEL_BUILDER(Name("KerasAdamaxUpdateRows").Device(tf::DEVICE_CPU),
+                        UpdateRowsOp);
 REGISTER_KERNEL_BUILDER(Name("KerasAdamaxIsFinite").Device(tf::DEVICE_CPU),
                         IsFiniteOp);
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from keras_adamax.kernels import SETTING, DenseStep, _compiled_library
+from keras_adamax.kernels import SETTING, Step, _compiled_library
 from keras_adamax.kernels._torch_tensors import Tensors, not_clipped
 
 # Of weight and gradient: its number in the table of `_cpu_update.h`.
@@ -71,7 +71,7 @@ def serves(kernel: str) -> bool:
     return failure is None
 
 
-def update(step: DenseStep, tensors: Tensors) -> None:
+def update(step: Step, tensors: Tensors) -> None:
     """Updates CPU tensors in place, and their rows of `clip_counts`."""
     excluded = not_clipped(step)
     *scalars, bias_correction = step.hyperparameters(

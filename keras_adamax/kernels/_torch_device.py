@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from keras_adamax.kernels import SETTING, DenseStep
+from keras_adamax.kernels import SETTING, Step
 from keras_adamax.kernels._torch_tensors import (
     Tensors,
     add_counts,
@@ -35,9 +35,7 @@ _PIECE = 2**22
 Rule = Callable[..., torch.Tensor]
 
 
-def update(
-    step: DenseStep, tensors: Tensors, allowed: torch.Tensor | None
-) -> None:
+def update(step: Step, tensors: Tensors, allowed: torch.Tensor | None) -> None:
     """Updates tensors of a device in place, and their `clip_counts`.
 
     Args:

@@ -15,7 +15,7 @@ import threading
 import numpy as np
 import torch
 
-from keras_adamax.kernels import DenseStep
+from keras_adamax.kernels import Step
 from keras_adamax.kernels._torch_tensors import (
     Tensors,
     add_counts,
@@ -31,7 +31,7 @@ _SMALL = 2**13
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
-def update(step: DenseStep, tensors: Tensors) -> None:
+def update(step: Step, tensors: Tensors) -> None:
     """Updates CPU tensors in place, and their rows of `clip_counts`."""
     excluded = not_clipped(step)
     scalars = _Scalars(step)
@@ -68,7 +68,7 @@ def update(step: DenseStep, tensors: Tensors) -> None:
 class _Scalars:
     """The scalars of a step: tensors (faster than numbers), or numbers."""
 
-    def __init__(self, step: DenseStep):
+    def __init__(self, step: Step):
         values = step.hyperparameters(step.learning_rate, step.dtype)
         self.beta_1, self.beta_2 = values.beta_1, values.beta_2
         self.one_minus_beta_1 = 1.0 - values.beta_1

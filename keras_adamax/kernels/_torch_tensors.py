@@ -11,7 +11,7 @@ import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_adamax import statistics
-from keras_adamax.kernels import DenseStep
+from keras_adamax.kernels import Step
 
 # Of a subclass, such as a distributed tensor, only torch knows the memory.
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -51,7 +51,7 @@ class Tensors:
         self.norms.append(norm)
 
 
-def sort(step: DenseStep) -> tuple[dict[torch.device, Tensors], list[int]]:
+def sort(step: Step) -> tuple[dict[torch.device, Tensors], list[int]]:
     """The tensors of a step that can be updated in place, by their device.
 
     Returns:
@@ -104,7 +104,7 @@ _exclusions: "weakref.WeakKeyDictionary[Any, tuple[Any, int, list[bool]]]" = (
 )
 
 
-def not_clipped(step: DenseStep) -> list[bool] | None:
+def not_clipped(step: Step) -> list[bool] | None:
     """For each of the optimizer's variables; `None` where none is clipped.
 
     They change when a state is loaded, and are read then alone: reading waits
@@ -139,7 +139,7 @@ def small_groups(
 
 
 def add_counts(
-    step: DenseStep,
+    step: Step,
     indices: Sequence[int],
     clipped: torch.Tensor,
     counted: Sequence[int],

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.experimental import sparse as jax_sparse
 
 from keras_adamax.kernels import (
-    DenseStep,
+    Step,
     _jax_compilations,
     _jax_compiled,
     _xla_form,
@@ -26,7 +26,7 @@ Tensor = Any
 CHOICES = ("auto", "compiled", "fused", "reference")
 
 
-def update_dense(step: DenseStep) -> None:
+def update_dense(step: Step) -> None:
     """Updates the variables of `step`.
 
     On a CPU by a compiled library, where there is one and JAX has one device;
@@ -61,7 +61,7 @@ class _Settings(NamedTuple):
     """What is known when a step is traced.
 
     Attributes:
-        indices: As of `DenseStep`.
+        indices: As of `Step`.
         clips: Whether gradients are clipped.
         in_slabs: Whether elements are counted in slabs (CPU).
         compiled: Whether the compiled library updates.
@@ -277,6 +277,12 @@ def assign_rows(
         variable,
         value.at[indices].set(values.astype(value.dtype), mode="drop"),
     )
+
+
+def update_rows(step: Step) -> None:
+    """Updates the variables of `step` one by one, by the rule itself."""
+    for gradient, weight in zip(step.gradients, step.weights, strict=True):
+        step.optimizer.update_step(gradient, weight, step.learning_rate)
 
 
 def is_replicated() -> bool:

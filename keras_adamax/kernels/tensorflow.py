@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_adamax.kernels import DenseStep, _tensorflow_compiled, _xla_form
+from keras_adamax.kernels import Step, _tensorflow_compiled, _xla_form
 from keras_adamax.update_rule import sum_repeated_rows
 
 Tensor = Any
@@ -28,7 +28,7 @@ class RowGradient(tf.IndexedSlices):
         )
 
 
-def update_dense(step: DenseStep) -> None:
+def update_dense(step: Step) -> None:
     """Updates the variables of `step` in one operation, or by one function.
 
     The operation is that of a compiled library, on a CPU and where XLA does not
@@ -89,7 +89,7 @@ def _is_on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
-def _operate(step: DenseStep) -> Any:
+def _operate(step: Step) -> Any:
     @functools.partial(tf.function, autograph=False)
     def update(gradients: list[Tensor], scalars: Any) -> None:
         h = (
@@ -102,7 +102,7 @@ def _operate(step: DenseStep) -> Any:
     return update
 
 
-def _compile(step: DenseStep) -> Any:
+def _compile(step: Step) -> Any:
     indices, dtype = step.indices, step.dtype
     weights, momentums, norms = (
         [x.value if isinstance(x, keras.Variable) else x for x in variables]
@@ -228,6 +228,19 @@ def assign_rows(
     Indices may repeat when their values are the same.
     """
     optimizer.assign(variable, tf.IndexedSlices(values, indices))
+
+
+def update_rows(step: Step) -> None:
+    """Updates the variables of `step`, in one operation each where that serves.
+
+    Elsewhere by the rule itself.
+    """
+    values = [gradient.values for gradient in step.gradients]
+    if _is_on_cpu() and _tensorflow_compiled.serves_rows(step, values):
+        _tensorflow_compiled.update_rows(step)
+        return
+    for gradient, weight in zip(step.gradients, step.weights, strict=True):
+        step.optimizer.update_step(gradient, weight, step.learning_rate)
 
 
 def is_replicated() -> bool:

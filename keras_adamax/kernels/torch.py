@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from keras_adamax.kernels import (
-    DenseStep,
+    Step,
     _torch_compiled,
     _torch_device,
     _torch_eager,
@@ -31,7 +31,7 @@ _allowed: contextvars.ContextVar[torch.Tensor | None] = contextvars.ContextVar(
 
 
 @torch.compiler.disable
-def update_dense(step: DenseStep) -> None:
+def update_dense(step: Step) -> None:
     """Updates the variables of `step` in place.
 
     Where Keras's training step is traced by `torch.compile`, this call stays
@@ -137,6 +137,12 @@ def assign_rows(
     del optimizer
     value = variable.value
     value.index_copy_(0, indices, values.to(value.dtype))
+
+
+def update_rows(step: Step) -> None:
+    """Updates the variables of `step` one by one, by the rule itself."""
+    for gradient, weight in zip(step.gradients, step.weights, strict=True):
+        step.optimizer.update_step(gradient, weight, step.learning_rate)
 
 
 def is_replicated() -> bool:

@@ -138,6 +138,140 @@ def kernels_of(optimizer):
     return [key[0] for key in optimizer._compiled_updates]
 
 
+def address(tensor):
+    return np.from_dlpack(tensor).__array_interface__["data"][0]
+
+
+class TestRows:
+    """Sparse gradients: rows of a variable, which may repeat."""
+
+    def run(self, monkeypatch, kernel, loop, shape, lengths, **options):
+        monkeypatch.setenv(SETTING, kernel)
+        dtype = options.pop("dtype", "float32")
+        given = options.pop("given", dtype)
+        rng = np.random.default_rng(3)
+        variables = make_variables(
+            [rng.normal(size=shape), np.ones(4)], dtype=dtype
+        )
+        optimizer = keras_adamax.AdamaxClipped(0.01, **options)
+        optimizer.build(variables)
+
+        def apply(values, rows, dense):
+            sparse = tf.IndexedSlices(values, rows, tf.constant(shape))
+            optimizer.apply([sparse, dense], variables)
+
+        if loop == "graph":
+            apply = tf.function(apply, reduce_retracing=True)
+        for number, length in enumerate(lengths):
+            # Half of them to the same few rows.
+            rows = rng.integers(0, shape[0], length)
+            rows[: length // 2] %= 3
+            [values] = heavy_tailed_gradients(rng, (length, *shape[1:]), 1)
+            apply(
+                tf.cast(tf.constant(values), given),
+                tf.constant(rows, ("int32", "int64")[number % 2]),
+                tf.ones(4, dtype),
+            )
+        return state_of(optimizer, variables), optimizer.clip_statistics()
+
+    def compare(self, monkeypatch, loop, *args, **options):
+        (expected, expected_counts), (actual, counts) = (
+            self.run(monkeypatch, kernel, loop, *args, **options)
+            for kernel in ("reference", "compiled")
+        )
+        assert counts == expected_counts
+        assert any(counts.clipped.values()) or "exclude" in str(options)
+        assert_same(expected, actual)
+
+    @pytest.mark.parametrize("loop", ("eager", "graph"))
+    @pytest.mark.parametrize(
+        "options",
+        (
+            {},
+            {"bias_correction": True},
+            {"track_clip_rate": False, "clip_multiplier": 1.5},
+            {"exclude_from_clipping": ["weight_0"]},
+            {"skip_nonfinite": True, "clipvalue": 10.0},
+            {"loss_scale_factor": 8.0, "global_clipnorm": 100.0},
+        ),
+        ids=str,
+    )
+    def test_gives_what_the_reference_gives(self, monkeypatch, loop, options):
+        """Bit for bit."""
+        if options.get("track_clip_rate") is False:
+            # Nothing is counted, so that is all to compare.
+            results = [
+                self.run(monkeypatch, kernel, loop, (50, 6), [40, 1], **options)
+                for kernel in ("reference", "compiled")
+            ]
+            assert_same(results[0][0], results[1][0])
+            return
+        self.compare(monkeypatch, loop, (50, 6), [40, 1, 200, 0, 7], **options)
+
+    @pytest.mark.parametrize(
+        "shape, length",
+        [
+            ((100_000, 3), 50),  # many more rows than there are gradients
+            ((4_000, 130), 3_000),  # in several chunks
+            ((9,), 30),
+            ((5, 2, 3), 30),
+            ((5, 0), 3),
+            ((1, 40_000), 2),  # a row is larger than a chunk
+        ],
+    )
+    def test_of_every_shape(self, monkeypatch, shape, length):
+        self.compare(monkeypatch, "graph", shape, [length] * 4)
+
+    @pytest.mark.parametrize("dtype", ("float64", "float16", "bfloat16"))
+    def test_of_every_dtype(self, monkeypatch, dtype):
+        self.compare(monkeypatch, "graph", (50, 6), [40] * 60, dtype=dtype)
+
+    @pytest.mark.parametrize(
+        "dtype, given", [("bfloat16", "float32"), ("float32", "bfloat16")]
+    )
+    def test_of_another_dtype(self, monkeypatch, dtype, given):
+        self.compare(
+            monkeypatch, "graph", (50, 6), [40] * 9, dtype=dtype, given=given
+        )
+
+    @pytest.mark.parametrize("rows", ([5], [-1], [0, 2**31 - 1]))
+    def test_that_are_not_there_are_refused(self, rows):
+        optimizer, variable = make((5, 2))
+        before = state_of(optimizer, [variable])
+        gradient = tf.IndexedSlices(
+            tf.ones((len(rows), 2)), tf.constant(rows), tf.constant([5, 2])
+        )
+        with pytest.raises(tf.errors.InvalidArgumentError, match="of the 5"):
+            optimizer.apply([gradient], [variable])
+        assert_same(before, state_of(optimizer, [variable]))
+
+    def test_of_which_nothing_else_is_touched(self):
+        """Nor copied: the table stays where it is."""
+        optimizer, variable = make((1_000, 8))
+        state = [variable, *optimizer._momentums, *optimizer._norms]
+        gradient = tf.IndexedSlices(
+            tf.ones((2, 8)), tf.constant([3, 3]), tf.constant([1_000, 8])
+        )
+        addresses = []
+        for _ in range(4):
+            optimizer.apply([gradient], [variable])
+            addresses.append([address(v.value.read_value()) for v in state])
+        # Initial values are tensors of somebody else.
+        assert addresses[1] == addresses[2] == addresses[3]
+        changed = np.unique(np.nonzero(variable.numpy() != 1.0)[0])
+        assert list(changed) == [3]
+
+    def test_that_were_read_keep_their_values(self):
+        optimizer, variable = make((10, 2))
+        read = variable.value.read_value()
+        gradient = tf.IndexedSlices(
+            tf.ones((1, 2)), tf.constant([3]), tf.constant([10, 2])
+        )
+        optimizer.apply([gradient], [variable])
+        np.testing.assert_array_equal(read, 1.0)
+        assert np.all(variable.numpy()[3] < 1.0)
+
+
 class TestXla:
     """What XLA compiles as a whole has no place for the library."""
 
@@ -180,18 +314,15 @@ class TestXla:
 
 
 class TestMemory:
-    def address(self, tensor):
-        return np.from_dlpack(tensor).__array_interface__["data"][0]
-
     def test_updates_where_the_state_lies(self):
         optimizer, variable = make()
         step = make_step("graph", optimizer, [variable])
         state = [variable, *optimizer._momentums, *optimizer._norms]
         step([np.ones((300, 200))])
-        before = [self.address(v.value.read_value()) for v in state]
+        before = [address(v.value.read_value()) for v in state]
         for _ in range(3):
             step([np.ones((300, 200))])
-        assert [self.address(v.value.read_value()) for v in state] == before
+        assert [address(v.value.read_value()) for v in state] == before
 
     def test_what_was_read_keeps_its_value(self):
         optimizer, variable = make()
