@@ -81,7 +81,7 @@ void work_together(tf::OpKernelContext* context, Shared* shared,
 // Variables that nobody else reads or writes while this lives.
 class LockedVariables {
  public:
-  tf::Status add(tf::OpKernelContext* context, const char* name) {
+  absl::Status add(tf::OpKernelContext* context, const char* name) {
     int begin, end;
     TF_RETURN_IF_ERROR(context->op_kernel().InputRange(name, &begin, &end));
     for (int i = begin; i < end; ++i) {
@@ -90,7 +90,7 @@ class LockedVariables {
           context, tf::HandleFromInput(context, i), &variable));
       variables_.push_back(std::move(variable));
     }
-    return tf::Status();
+    return absl::OkStatus();
   }
 
   void lock() {
@@ -108,11 +108,14 @@ class LockedVariables {
     for (tf::mutex* mutex : mutexes_) mutex->unlock();
   }
 
+  int64_t size() const { return int64_t(variables_.size()); }
+
   const tf::Tensor& value(int64_t i) const { return *variables_[i]->tensor(); }
 
   // Memory to write the next value of variable `i` to, which holds the present
   // one. What was read of the variable keeps its value.
-  tf::Status writable(tf::OpKernelContext* context, int64_t i, void** memory) {
+  absl::Status writable(tf::OpKernelContext* context, int64_t i,
+                        void** memory) {
     tf::Tensor* tensor = variables_[i]->tensor();
     if (!tensor->RefCountIsOne()) {
       tf::Tensor copy;
@@ -122,7 +125,7 @@ class LockedVariables {
       *tensor = copy;
     }
     *memory = tensor->data();
-    return tf::Status();
+    return absl::OkStatus();
   }
 
  private:
@@ -131,12 +134,12 @@ class LockedVariables {
   bool is_locked_ = false;
 };
 
-tf::Status does_not_fit() {
+absl::Status does_not_fit() {
   return tf::errors::InvalidArgument(
       "keras_adamax: tensors that do not fit this operation");
 }
 
-tf::Status no_memory() {
+absl::Status no_memory() {
   return tf::errors::ResourceExhausted("keras_adamax: no memory");
 }
 
@@ -153,18 +156,19 @@ Scalars scalars_of(const tf::OpInputList& scalars) {
 
 // Of all the optimizer's variables, > 0 where one is not clipped; null where
 // all are alike. `last` is the highest one that is asked for.
-tf::Status find_exclusions(const tf::OpInputList& exclusions, int64_t last,
+absl::Status find_exclusions(const tf::OpInputList& exclusions, int64_t last,
                            const float** found) {
   *found = nullptr;
-  if (!exclusions.size()) return tf::Status();
+  if (!exclusions.size()) return absl::OkStatus();
   if (exclusions[0].NumElements() <= last) return does_not_fit();
   *found = static_cast<const float*>(exclusions[0].data());
-  return tf::Status();
+  return absl::OkStatus();
 }
 
 // The rows of `clip_counts`, which is variable `i`.
-tf::Status find_counts(tf::OpKernelContext* context, LockedVariables& variables,
-                       int64_t i, int64_t last, float** found) {
+absl::Status find_counts(tf::OpKernelContext* context,
+                         LockedVariables& variables, int64_t i, int64_t last,
+                         float** found) {
   const tf::Tensor& value = variables.value(i);
   if (value.dtype() != tf::DT_FLOAT || value.dims() != 2 ||
       value.dim_size(1) != 6 || value.dim_size(0) <= last) {
@@ -173,7 +177,7 @@ tf::Status find_counts(tf::OpKernelContext* context, LockedVariables& variables,
   void* memory;
   TF_RETURN_IF_ERROR(variables.writable(context, i, &memory));
   *found = static_cast<float*>(memory);
-  return tf::Status();
+  return absl::OkStatus();
 }
 
 void add_counts(float* row, int64_t clipped, int64_t counted) {
@@ -206,6 +210,10 @@ class UpdateOp : public tf::OpKernel {
     for (const char* name : {"weights", "momentums", "norms", "clip_counts"}) {
       OP_REQUIRES_OK(context, variables.add(context, name));
     }
+    OP_REQUIRES(context,
+                gradients.size() == count &&
+                    variables.size() == 3 * count + counts_,
+                does_not_fit());
     Shared* shared = make_shared(count);
     OP_REQUIRES(context, shared, no_memory());
     const Release at_the_end = {shared};

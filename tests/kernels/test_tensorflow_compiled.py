@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import functools
+import gc
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import weakref
 
 import keras
 import numpy as np
@@ -324,6 +326,17 @@ class TestMemory:
             step([np.ones((300, 200))])
         assert [address(v.value.read_value()) for v in state] == before
 
+    @pytest.mark.parametrize("kernel", ("compiled", "fused"))
+    def test_keeps_no_gradients(self, monkeypatch, kernel):
+        monkeypatch.setenv(SETTING, kernel)
+        optimizer, variable = make()
+        gradient = tf.ones((300, 200))
+        optimizer.apply([gradient], [variable])
+        kept = weakref.ref(gradient)
+        del gradient
+        gc.collect()
+        assert kept() is None
+
     def test_what_was_read_keeps_its_value(self):
         optimizer, variable = make()
         state = [variable, *optimizer._momentums, *optimizer._norms]
@@ -417,6 +430,8 @@ def test_other_dtypes_are_left_to_xla():
         {"norms": ["double"]},
         {"clip_counts": ["w"]},
         {"indices": [1]},
+        {"indices": [0, 0]},
+        {"gradients": [tf.ones(4), tf.ones(4)]},
         {"exclusions": [tf.zeros(0)]},
     ),
     ids=str,
