@@ -1,5 +1,5 @@
 // Work on tensors that is shared with the threads of somebody else's pool, for
-// `_jax_cpu.cpp` and `_tensorflow_cpu.cpp`.
+// `_xla_cpu.cpp` and `_tensorflow_cpu.cpp`.
 
 #ifndef KERAS_ADAMAX_CPU_TASKS_H_
 #define KERAS_ADAMAX_CPU_TASKS_H_

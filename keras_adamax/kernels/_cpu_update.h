@@ -1,6 +1,6 @@
 // The update of `update_rule.update` for dense tensors in the CPU's memory: one
 // pass over each, any number of tensors at once. `_torch_cpu.cpp` gives it to
-// torch, `_jax_cpu.cpp` to XLA, `_tensorflow_cpu.cpp` to TensorFlow;
+// torch, `_xla_cpu.cpp` to XLA, `_tensorflow_cpu.cpp` to TensorFlow;
 // `_compiled_library.py` compiles them.
 //
 // Nothing here needs a symbol of the C++ runtime, so that it compiles in about
@@ -252,7 +252,10 @@ void (*const kAdds[])(void*, const void*, int64_t) = {
     add_row<BFloat16, float>,
 };
 
-// As `statistics.add_to_rows`, for one of the two totals of a row.
+// As of `statistics.py`.
+constexpr int64_t kLimbs = 3;
+constexpr int64_t kRowLength = 2 * kLimbs;
+
 void add_to_limbs(float* limbs, int64_t number) {
   constexpr int64_t base = 1 << 20;
   const int64_t lowest = int64_t(limbs[0]) + number % base;
@@ -260,6 +263,12 @@ void add_to_limbs(float* limbs, int64_t number) {
   limbs[0] = float(lowest % base);
   limbs[1] = float(middle % base);
   limbs[2] += float(middle / base);
+}
+
+// As `statistics.add_to_rows`, for one row.
+void add_counts(float* row, int64_t clipped, int64_t counted) {
+  add_to_limbs(row, clipped);
+  add_to_limbs(row + kLimbs, counted);
 }
 
 void divide_into_blocks(Tensors& all) {

@@ -10,21 +10,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from keras_adamax.kernels import SETTING, _compiled_library
+from keras_adamax.kernels import SETTING, _compiled_library, _cpu_library
+from keras_adamax.kernels._neighbours import groups
 from keras_adamax.update_rule import Hyperparameters
-
-_UPDATE = "keras_adamax_update"
-_COUNT = "keras_adamax_count_nonfinite"
-# Dtypes of gradients that the library takes as they are, by the weight's.
-_KINDS = {
-    "float32": {"float32"},
-    "float64": {"float64"},
-    "float16": {"float16", "float32"},
-    "bfloat16": {"bfloat16", "float32"},
-}
-# Variables of about so many elements go into a call: all of them in one would
-# keep every gradient until the last is known.
-_ELEMENTS = 2**18
 
 
 @functools.cache
@@ -32,7 +20,7 @@ def _failure() -> str | None:
     """Why there is no library; it is tried once a process."""
     try:
         library = _compiled_library.load(
-            "_jax_cpu.cpp",
+            _cpu_library.XLA_SOURCE,
             (
                 *_compiled_library.WITHOUT_RUNTIME,
                 f"-I{jax.ffi.include_dir()}",
@@ -41,7 +29,11 @@ def _failure() -> str | None:
     except _compiled_library.CompilationError as error:
         logging.getLogger(__name__).info("Updates are left to XLA: %s", error)
         return str(error)
-    for name in (_UPDATE, _COUNT):
+    for name in (
+        _cpu_library.UPDATE,
+        _cpu_library.ADD_COUNTS,
+        _cpu_library.COUNT_NONFINITE,
+    ):
         jax.ffi.register_ffi_target(
             name,
             jax.ffi.pycapsule(getattr(library, f"{name}_in_xla")),
@@ -62,7 +54,8 @@ def serves(kernel: str, weights: Sequence[jax.Array]) -> bool:
     if failure is not None and kernel == "compiled":
         raise _compiled_library.required(SETTING, "fused", failure)
     return failure is None and all(
-        keras.backend.standardize_dtype(w.dtype) in _KINDS for w in weights
+        keras.backend.standardize_dtype(w.dtype) in _cpu_library.GRADIENT_DTYPES
+        for w in weights
     )
 
 
@@ -70,16 +63,18 @@ def update(
     tensors: Sequence[Sequence[jax.Array]],
     hyperparameters: Hyperparameters,
     exclusions: jax.Array | None,
+    rows: jax.Array | None,
     indices: Sequence[int],
     clips: bool,
-) -> tuple[list, list, list, jax.Array]:
-    """New weights, momentums, norms; how many elements were clipped of each.
+) -> tuple[list, list, list, jax.Array | None]:
+    """New weights, momentums, norms and rows of statistics.
 
     Args:
         tensors: Gradients, weights, momentums and norms.
         hyperparameters: The scalars of the step.
         exclusions: Shape `(n,)`, > 0 where a variable is not clipped; `None`
             where all are alike.
+        rows: Statistics of the `n` variables; `None` where none are kept.
         indices: Which of the `n` variables they are.
         clips: Whether gradients are clipped at all.
     """
@@ -93,16 +88,19 @@ def update(
     if exclusions is None:
         exclusions = jnp.zeros((0,), "float32")
     results: list[Sequence[jax.Array]] = []
-    for start, end in _groups([math.prod(w.shape) for w in tensors[1]]):
+    sizes = [math.prod(w.shape) for w in tensors[1]]
+    for start, end in groups(sizes, _cpu_library.ELEMENTS_A_CALL):
         gradients, *state = (list(values[start:end]) for values in tensors)
         gradients = [
-            g if str(g.dtype) in _KINDS[str(w.dtype)] else g.astype(dtype)
+            g
+            if str(g.dtype) in _cpu_library.GRADIENT_DTYPES[str(w.dtype)]
+            else g.astype(dtype)
             for g, w in zip(gradients, state[0], strict=True)
         ]
         changed = [x for values in state for x in values]
         first = 2 + len(gradients)
         call = jax.ffi.ffi_call(
-            _UPDATE,
+            _cpu_library.UPDATE,
             [
                 *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in changed),
                 jax.ShapeDtypeStruct((end - start,), "int32"),
@@ -125,25 +123,28 @@ def update(
         length = len(values) // 3
         for k, kind in enumerate(new):
             kind += values[k * length : (k + 1) * length]
-    return *new, jnp.concatenate([clipped for *_, clipped in results])
+    if rows is not None:
+        count = jax.ffi.ffi_call(
+            _cpu_library.ADD_COUNTS,
+            jax.ShapeDtypeStruct(rows.shape, rows.dtype),
+            input_output_aliases={0: 0},
+            vmap_method="sequential",
+        )
+        rows = count(
+            rows,
+            exclusions,
+            *(clipped for *_, clipped in results),
+            indices=np.asarray(indices, "int64"),
+            sizes=np.asarray(sizes, "int64"),
+        )
+    return *new, rows
 
 
 def are_finite(tensors: Sequence[jax.Array]) -> jax.Array:
     """Whether all elements of all tensors are finite, as a boolean scalar."""
     call = jax.ffi.ffi_call(
-        _COUNT,
+        _cpu_library.COUNT_NONFINITE,
         jax.ShapeDtypeStruct((len(tensors),), "int32"),
         vmap_method="sequential",
     )
     return jnp.all(call(*tensors) == 0)
-
-
-def _groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    ends = [0]
-    total = 0
-    for i, size in enumerate(sizes):
-        total += size
-        if total >= _ELEMENTS or i == len(sizes) - 1:
-            ends.append(i + 1)
-            total = 0
-    return list(zip(ends[:-1], ends[1:], strict=True))

@@ -7,20 +7,13 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from keras_adamax.kernels import SETTING, Step, _compiled_library
+from keras_adamax.kernels._cpu_library import GRADIENT_DTYPES
+from keras_adamax.kernels._tensorflow_in_xla import is_compiled_by_xla
 from keras_adamax.update_rule import Hyperparameters
 
 Tensor = Any
-
-# Dtypes of gradients that the library takes as they are, by the weight's.
-_KINDS = {
-    tf.float32: {tf.float32},
-    tf.float64: {tf.float64},
-    tf.float16: {tf.float16, tf.float32},
-    tf.bfloat16: {tf.bfloat16, tf.float32},
-}
 
 
 @functools.cache
@@ -54,25 +47,18 @@ def _failure() -> str | None:
 def serves(kernel: str, dtypes: Sequence[tf.DType]) -> bool:
     """Whether the library takes tensors of `dtypes` under the chosen kernel.
 
-    What XLA compiles as a whole (`jit_compile=True`) is its own.
+    Not in what XLA compiles as a whole: `_tensorflow_in_xla.py` has that.
 
     Raises:
         RuntimeError: If there is none and `kernel` is "compiled".
     """
-    if kernel == "fused" or is_compiled_by_xla():
+    if kernel in ("fused", "reference") or is_compiled_by_xla():
         return False
     failure = _failure()
     if failure is not None and kernel == "compiled":
         raise _compiled_library.required(SETTING, "fused", failure)
-    return failure is None and all(dtype in _KINDS for dtype in dtypes)
-
-
-def is_compiled_by_xla() -> bool:
-    """Whether what is traced now goes to XLA, which has our form of it only."""
-    return not tf.executing_eagerly() and bool(
-        control_flow_util.GraphOrParentsInXlaContext(
-            tf.compat.v1.get_default_graph()
-        )
+    return failure is None and all(
+        dtype.name in GRADIENT_DTYPES for dtype in dtypes
     )
 
 
@@ -84,7 +70,7 @@ def update(
     """Updates the variables of `step`, and their rows of `clip_counts`."""
     gradients = [
         gradient
-        if gradient.dtype in _KINDS[tf.as_dtype(weight.dtype)]
+        if gradient.dtype.name in GRADIENT_DTYPES[weight.dtype]
         else tf.cast(gradient, step.dtype)
         for gradient, weight in zip(gradients, step.weights, strict=True)
     ]
@@ -102,7 +88,7 @@ def serves_rows(step: Step, values: Sequence[Tensor]) -> bool:
     """Whether the library takes rows of `values`; as `serves`."""
     dtypes = [tf.as_dtype(weight.dtype) for weight in step.weights]
     return serves(step.kernel, dtypes) and all(
-        value.dtype in _KINDS[dtype]
+        value.dtype.name in GRADIENT_DTYPES[dtype.name]
         for value, dtype in zip(values, dtypes, strict=True)
     )
 

@@ -171,18 +171,13 @@ absl::Status find_counts(tf::OpKernelContext* context,
                          float** found) {
   const tf::Tensor& value = variables.value(i);
   if (value.dtype() != tf::DT_FLOAT || value.dims() != 2 ||
-      value.dim_size(1) != 6 || value.dim_size(0) <= last) {
+      value.dim_size(1) != kRowLength || value.dim_size(0) <= last) {
     return does_not_fit();
   }
   void* memory;
   TF_RETURN_IF_ERROR(variables.writable(context, i, &memory));
   *found = static_cast<float*>(memory);
   return absl::OkStatus();
-}
-
-void add_counts(float* row, int64_t clipped, int64_t counted) {
-  add_to_limbs(row, clipped);
-  add_to_limbs(row + 3, counted);
 }
 
 // Lets go of what threads share.
@@ -261,7 +256,7 @@ class UpdateOp : public tf::OpKernel {
     if (!counts) return;
     for (int64_t i = 0; i < count; ++i) {
       if (!all.clips[i]) continue;
-      add_counts(counts + 6 * indices_[i], all.found[i], all.sizes[i]);
+      add_counts(counts + kRowLength * indices_[i], all.found[i], all.sizes[i]);
     }
   }
 
@@ -438,7 +433,7 @@ class UpdateRowsOp : public tf::OpKernel {
     if (!counts || !all.clips) return;
     int64_t clipped = 0;
     for (int64_t i = 0; i < chunks; ++i) clipped += tensors.found[i];
-    add_counts(counts + 6 * index_, clipped, distinct * all.width);
+    add_counts(counts + kRowLength * index_, clipped, distinct * all.width);
   }
 
  private:

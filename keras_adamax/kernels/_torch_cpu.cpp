@@ -48,7 +48,6 @@ extern "C" __attribute__((visibility("default"))) void keras_adamax_update(
   if (!clip_counts) return;
   for (int64_t i = 0; i < count; ++i) {
     if (!clips[i]) continue;
-    add_to_limbs(clip_counts[i], clipped[i]);
-    add_to_limbs(clip_counts[i] + 3, sizes[i]);
+    add_counts(clip_counts[i], clipped[i], sizes[i]);
   }
 }

@@ -24,6 +24,7 @@ import keras
 from keras import ops
 
 from keras_adamax import statistics
+from keras_adamax.kernels import _neighbours
 from keras_adamax.update_rule import FLOAT32_MAX, Hyperparameters
 
 Tensor = Any
@@ -280,14 +281,8 @@ def groups(sizes: Sequence[int], on_cpu: bool) -> list[tuple[int, int]]:
     each finds that the caches have forgotten what it needs. So a group waits
     for the one before.
     """
-    ends = [0]
-    total = 0
-    for i, size in enumerate(sizes):
-        total += size
-        if on_cpu and total >= _CACHED or i == len(sizes) - 1:
-            ends.append(i + 1)
-            total = 0
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    limit = _CACHED if on_cpu else sum(sizes) + 1
+    return _neighbours.groups(sizes, limit)
 
 
 def after(

@@ -9,12 +9,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_adamax.kernels import Step, _tensorflow_compiled, _xla_form
-from keras_adamax.update_rule import sum_repeated_rows
+from keras_adamax.kernels import (
+    Step,
+    _tensorflow_compiled,
+    _tensorflow_in_xla,
+    _xla_form,
+)
+from keras_adamax.kernels._neighbours import groups
+from keras_adamax.update_rule import Hyperparameters, sum_repeated_rows
 
 Tensor = Any
 
 CHOICES = ("auto", "compiled", "fused", "reference")
+# Elements.
+_MEASURED_TOGETHER = 2**18
+# Forms of an update: an operation of a library, calls of a library that XLA
+# makes, kernels that XLA makes.
+_OPERATION, _CALLS, _FUSED = "operation", "calls", "fused"
 
 
 class RowGradient(tf.IndexedSlices):
@@ -29,16 +40,16 @@ class RowGradient(tf.IndexedSlices):
 
 
 def update_dense(step: Step) -> None:
-    """Updates the variables of `step` in one operation, or by one function.
+    """Updates the variables of `step`, on a CPU by a compiled library.
 
-    The operation is that of a compiled library, on a CPU and where XLA does not
-    compile the whole step. The function is compiled by XLA, also within a graph
-    that is not; it holds the variables, so that XLA writes to their memory.
+    In one operation, or by calls that XLA makes where it compiles the step.
+    Elsewhere by one function that XLA compiles, also within a graph that it
+    does not. The functions hold the variables, so that their memory is written
+    to.
     """
-    compiled = _is_on_cpu() and _tensorflow_compiled.serves(
-        step.kernel, [tf.as_dtype(weight.dtype) for weight in step.weights]
-    )
-    if not compiled and not _has_xla():
+    dtypes = [tf.as_dtype(weight.dtype) for weight in step.weights]
+    form = _form(step.kernel, dtypes)
+    if form is _FUSED and not _has_xla():
         for gradient, weight in zip(step.gradients, step.weights, strict=True):
             step.optimizer.update_step(gradient, weight, step.learning_rate)
         return
@@ -53,11 +64,15 @@ def update_dense(step: Step) -> None:
     )
     # A dictionary, so that nobody saves the functions with the optimizer.
     functions = step.optimizer.__dict__.setdefault("_compiled_updates", {})
-    key = (compiled, step.indices, step.dtype, *(g.dtype for g in gradients))
+    key = (form, step.indices, step.dtype, *(g.dtype for g in gradients))
     if key not in functions:
         # TensorFlow warns who traces often, as many small optimizers would.
-        make = _operate if compiled else _compile
-        functions[key] = make(step).get_concrete_function(
+        trace = {
+            _OPERATION: functools.partial(_assign, _tensorflow_compiled.update),
+            _CALLS: functools.partial(_assign, _tensorflow_in_xla.update),
+            _FUSED: _compile,
+        }[form]
+        functions[key] = trace(step).get_concrete_function(
             *tf.nest.map_structure(_specification, (gradients, scalars))
         )
     functions[key](gradients, scalars)
@@ -89,7 +104,20 @@ def _is_on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
-def _operate(step: Step) -> Any:
+def _form(kernel: str, dtypes: Sequence[tf.DType]) -> str:
+    """How tensors of `dtypes` are updated in what is traced now."""
+    if _is_on_cpu():
+        if _tensorflow_compiled.serves(kernel, dtypes):
+            return _OPERATION
+        if _tensorflow_in_xla.serves(kernel, dtypes):
+            return _CALLS
+    return _FUSED
+
+
+def _assign(
+    update_all: Callable[[Step, list[Tensor], Hyperparameters], None],
+    step: Step,
+) -> Any:
     @functools.partial(tf.function, autograph=False)
     def update(gradients: list[Tensor], scalars: Any) -> None:
         h = (
@@ -97,7 +125,7 @@ def _operate(step: Step) -> Any:
             if step.has_schedules
             else step.hyperparameters(scalars, step.dtype)
         )
-        _tensorflow_compiled.update(step, gradients, h)
+        update_all(step, gradients, h)
 
     return update
 
@@ -260,11 +288,13 @@ def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
             summed_rows(g)[1] if is_sparse(g) else g for g in gradients
         ]
     values = [g.values if is_sparse(g) else g for g in gradients]
-    if _is_on_cpu() and _tensorflow_compiled.serves(
-        kernel, [value.dtype for value in values]
-    ):
+    are_known = all(value.shape.is_fully_defined() for value in values)
+    form = _form(kernel, [value.dtype for value in values])
+    if form is _OPERATION:
         return _tensorflow_compiled.are_finite(values)
-    if _has_xla() and all(v.shape.is_fully_defined() for v in values):
+    if form is _CALLS and are_known:
+        return _tensorflow_in_xla.are_finite(values)
+    if _has_xla() and are_known:
         return _finiteness(*map(_specification, values))(values)
     return tf.reduce_all(
         [tf.reduce_all(tf.math.is_finite(value)) for value in values]
@@ -363,7 +393,8 @@ def _measuring_graph(
         # A graph computes whatever it can at once, and would hold the
         # differences of all variables: so group after group.
         parts: list[Tensor] = []
-        for start, end in _groups([v.shape.num_elements() for v in current]):
+        sizes = [value.shape.num_elements() for value in current]
+        for start, end in groups(sizes, _MEASURED_TOGETHER):
             with tf.control_dependencies(parts[-1:]):
                 parts += [
                     measure_one(previous[i], current[i])
@@ -372,18 +403,6 @@ def _measuring_graph(
         return pack(parts, step)
 
     return graph
-
-
-def _groups(sizes: Sequence[int], limit: int = 2**18) -> list[tuple[int, int]]:
-    """Ranges of neighbours that have about `limit` elements together."""
-    ends = [0]
-    total = 0
-    for i, size in enumerate(sizes):
-        total += size
-        if total >= limit or i == len(sizes) - 1:
-            ends.append(i + 1)
-            total = 0
-    return list(zip(ends[:-1], ends[1:], strict=True))
 
 
 def overwrite(kept: list[Tensor], values: Sequence[Tensor]) -> None:

@@ -23,7 +23,7 @@ if keras.backend.backend() != "jax":
 import jax
 import jax.numpy as jnp
 
-from keras_adamax.kernels import _jax_compiled
+from keras_adamax.kernels import _cpu_library, _jax_compiled
 
 ROOT = pathlib.Path(keras_adamax.__file__).parents[1]
 # In several blocks, in one, without elements, a scalar; in several calls.
@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused():
     """XLA gets an error, and memory stays as it was."""
     assert _jax_compiled.serves("compiled", [])
     call = jax.ffi.ffi_call(
-        _jax_compiled._UPDATE,
+        _cpu_library.UPDATE,
         [jax.ShapeDtypeStruct((3,), "float32")],
     )
     with pytest.raises(Exception, match="does not fit this handler"):

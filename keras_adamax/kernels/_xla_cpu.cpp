@@ -1,5 +1,6 @@
 // The update for XLA's CPU backend, a handler of its foreign function interface
-// (C API, whose header comes with jaxlib); registered by `_jax_compiled.py`.
+// (C API, whose header comes with jaxlib and with TensorFlow); registered by
+// `_jax_compiled.py`, and for TensorFlow by `_tensorflow_xla_cpu.cpp`.
 
 #include <stdint.h>
 #include <string.h>
@@ -133,9 +134,21 @@ int64_t count_of(XLA_FFI_DataType dtype) {
                                           : -1;
 }
 
+// Whether the optimizer's variable `i` is not clipped: there may be no
+// exclusions at all.
+bool is_excluded(const XLA_FFI_Buffer& exclusions, int64_t i) {
+  return elements(exclusions) > 0 &&
+         static_cast<const float*>(exclusions.data)[i] > 0;
+}
+
 XLA_FFI_Error* no_memory(const XLA_FFI_Api* api) {
   return error(api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
                "keras_adamax: no memory");
+}
+
+XLA_FFI_Error* does_not_fit(const XLA_FFI_Api* api) {
+  return error(api, XLA_FFI_Error_Code_INVALID_ARGUMENT,
+               "keras_adamax: a call that does not fit this handler");
 }
 
 XLA_FFI_Error* strange_dtype(const XLA_FFI_Api* api) {
@@ -196,8 +209,7 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
       static_cast<const XLA_FFI_Scalar*>(attribute(frame, "clips"));
   if (frame.stage != XLA_FFI_ExecutionStage_EXECUTE || !indices || !clips ||
       int64_t(indices->size) != count || frame.args.size != 2 + 4 * count) {
-    return error(frame.api, XLA_FFI_Error_Code_INVALID_ARGUMENT,
-                 "keras_adamax: a call that does not fit this handler");
+    return does_not_fit(frame.api);
   }
   Shared* shared = make_shared(count);
   if (!shared) return no_memory(frame.api);
@@ -209,7 +221,6 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
                  scalar(scalars, 3), scalar(scalars, 4), scalar(scalars, 5),
                  scalar(scalars, 6)};
   const XLA_FFI_Buffer& exclusions = argument(frame, 1);
-  const bool has_exclusions = elements(exclusions) > 0;
   const bool clips_any = *static_cast<const int64_t*>(clips->value) != 0;
   for (int64_t i = 0; i < count; ++i) {
     const XLA_FFI_Buffer& gradient = argument(frame, 2 + i);
@@ -222,9 +233,7 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
       release(shared);
       return strange_dtype(frame.api);
     }
-    all.clips[i] =
-        clips_any && !(has_exclusions &&
-                       static_cast<const float*>(exclusions.data)[index] > 0);
+    all.clips[i] = clips_any && !is_excluded(exclusions, index);
     all.sizes[i] = elements(weight);
     const int64_t state_bytes = all.sizes[i] * bytes_of(norm.dtype);
     all.gradients[i] = gradient.data;
@@ -237,5 +246,49 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
   }
   work_together(frame, shared,
                 static_cast<int32_t*>(result(frame, 3 * count).data));
+  return nullptr;
+}
+
+// Adds one step to the rows of `clip_counts`, in place.
+//
+// Arguments: the rows of all the optimizer's variables; exclusions, as of the
+// update; then what updates found, int32 vectors. Result: the new rows.
+// Attributes (arrays of int64): `indices`, which of the variables the elements
+// of the vectors are of, one vector after the other, and `sizes`, how many
+// elements each of them has.
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error*
+keras_adamax_add_counts_in_xla(XLA_FFI_CallFrame* call) {
+  const XLA_FFI_CallFrame& frame = *call;
+  XLA_FFI_Extension_Base* extension = frame.extension_start;
+  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
+    return describe(extension);
+  }
+  const auto* indices =
+      static_cast<const XLA_FFI_Array*>(attribute(frame, "indices"));
+  const auto* sizes =
+      static_cast<const XLA_FFI_Array*>(attribute(frame, "sizes"));
+  int64_t count = 0;
+  for (int64_t i = 2; i < frame.args.size; ++i) {
+    count += elements(argument(frame, i));
+  }
+  if (frame.stage != XLA_FFI_ExecutionStage_EXECUTE || frame.args.size < 2 ||
+      !indices || !sizes || int64_t(indices->size) != count ||
+      int64_t(sizes->size) != count) {
+    return does_not_fit(frame.api);
+  }
+  const XLA_FFI_Buffer& rows = argument(frame, 0);
+  const XLA_FFI_Buffer& exclusions = argument(frame, 1);
+  float* counts = static_cast<float*>(in_place(
+      rows, result(frame, 0), elements(rows) * bytes_of(rows.dtype)));
+  const auto* index = static_cast<const int64_t*>(indices->data);
+  const auto* size = static_cast<const int64_t*>(sizes->data);
+  for (int64_t i = 2; i < frame.args.size; ++i) {
+    const XLA_FFI_Buffer& found = argument(frame, i);
+    for (int64_t k = 0; k < elements(found); ++k, ++index, ++size) {
+      if (is_excluded(exclusions, *index)) continue;
+      add_counts(counts + kRowLength * *index,
+                 static_cast<const int32_t*>(found.data)[k], *size);
+    }
+  }
   return nullptr;
 }

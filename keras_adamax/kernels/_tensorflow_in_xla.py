@@ -1,0 +1,256 @@
+"""The update on a CPU by a compiled library, as calls that XLA makes.
+
+For what XLA compiles as a whole (`jit_compile=True`). The calls are handed to
+it as modules of StableHLO, whose text can say what TensorFlow has no operation
+for: that a result takes the memory of an argument.
+"""
+
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from keras_adamax.kernels import (
+    SETTING,
+    Step,
+    _compiled_library,
+    _cpu_library,
+)
+from keras_adamax.kernels._neighbours import groups
+from keras_adamax.update_rule import Hyperparameters
+
+Tensor = Any
+
+# Of XlaCallModule: from the fifth on, modules are of a stable dialect; the
+# ninth is that of TensorFlow 2.14.
+_VERSION = 9
+_MLIR_TYPES = {
+    tf.float32: "f32",
+    tf.float64: "f64",
+    tf.float16: "f16",
+    tf.bfloat16: "bf16",
+    tf.int32: "i32",
+}
+
+
+def is_compiled_by_xla() -> bool:
+    """Whether what is traced now goes to XLA as a whole."""
+    return not tf.executing_eagerly() and bool(
+        control_flow_util.GraphOrParentsInXlaContext(
+            tf.compat.v1.get_default_graph()
+        )
+    )
+
+
+def serves(kernel: str, dtypes: Sequence[tf.DType]) -> bool:
+    """Whether XLA is to call the library for tensors of `dtypes`.
+
+    Raises:
+        RuntimeError: If there is none and `kernel` is "compiled".
+    """
+    if kernel in ("fused", "reference") or not is_compiled_by_xla():
+        return False
+    failure = _failure()
+    if failure is not None and kernel == "compiled":
+        raise _compiled_library.required(SETTING, "fused", failure)
+    return failure is None and all(
+        dtype.name in _cpu_library.GRADIENT_DTYPES for dtype in dtypes
+    )
+
+
+@functools.cache
+def _failure() -> str | None:
+    """Why XLA cannot call the library; it is tried once a process."""
+    try:
+        _register()
+        _try()
+    except (
+        _compiled_library.CompilationError,
+        tf.errors.OpError,
+        # Where what is private in TensorFlow has changed.
+        *(ImportError, AttributeError, TypeError),
+    ) as error:
+        logging.getLogger(__name__).info("Updates are left to XLA: %s", error)
+        return str(error)
+    return None
+
+
+def _register() -> None:
+    library = _compiled_library.load(
+        "_tensorflow_xla_cpu.cpp",
+        options=(
+            *_compiled_library.WITHOUT_RUNTIME,
+            f"-I{tf.sysconfig.get_include()}",
+        ),
+        links=tuple(tf.sysconfig.get_link_flags()),
+    )
+    register = library.keras_adamax_register_in_xla
+    register.restype = bool
+    if not register():
+        raise _compiled_library.CompilationError(
+            "XLA does not take the library's handlers."
+        )
+
+
+def _try() -> None:
+    """Lets XLA compile and make a call; fails if it cannot."""
+
+    @functools.partial(tf.function, autograph=False, jit_compile=True)
+    def are_ones_finite() -> Tensor:
+        return are_finite([tf.ones(1)])
+
+    with tf.init_scope():
+        are_ones_finite()
+
+
+def update(
+    step: Step,
+    gradients: Sequence[Tensor],
+    hyperparameters: Hyperparameters,
+) -> None:
+    """Updates the variables of `step`, and their rows of `clip_counts`."""
+    *scalars, bias_correction = hyperparameters
+    if bias_correction is None:
+        bias_correction = 1.0
+    packed = tf.stack(
+        [tf.cast(x, step.dtype) for x in (*scalars, bias_correction)]
+    )
+    exclusions = tf.zeros((0,))
+    if step.exclusions is not None:
+        exclusions = tf.convert_to_tensor(step.exclusions)
+    variables = [
+        [v.value if isinstance(v, keras.Variable) else v for v in kind]
+        for kind in (step.weights, step.momentums, step.norms)
+    ]
+    sizes = [weight.shape.num_elements() for weight in variables[0]]
+    clipped: list[Tensor] = []
+    for start, end in groups(sizes, _cpu_library.ELEMENTS_A_CALL):
+        changed = [v for kind in variables for v in kind[start:end]]
+        values = [v.read_value() for v in changed]
+        given = [
+            _taken(gradient, weight.dtype, step.dtype)
+            for gradient, weight in zip(
+                gradients[start:end], values[: end - start], strict=True
+            )
+        ]
+        first = 2 + len(given)
+        *results, found = _call(
+            _cpu_library.UPDATE,
+            [packed, exclusions, *given, *values],
+            [*values, tf.TensorSpec((end - start,), tf.int32)],
+            attributes={
+                "clips": f"{int(step.clip_gradients)} : i64",
+                "indices": _array(step.indices[start:end]),
+            },
+            aliases=[(i, first + i) for i in range(len(values))],
+        )
+        for variable, result in zip(changed, results, strict=True):
+            variable.assign(result)
+        clipped.append(found)
+    if step.clip_counts is not None:
+        rows = tf.convert_to_tensor(step.clip_counts)
+        [rows] = _call(
+            _cpu_library.ADD_COUNTS,
+            [rows, exclusions, *clipped],
+            [rows],
+            attributes={
+                "indices": _array(step.indices),
+                "sizes": _array(sizes),
+            },
+            aliases=[(0, 0)],
+        )
+        step.clip_counts.assign(rows)
+
+
+def _taken(gradient: Tensor, weight_dtype: tf.DType, dtype: str) -> Tensor:
+    if gradient.dtype.name in _cpu_library.GRADIENT_DTYPES[weight_dtype.name]:
+        return gradient
+    return tf.cast(gradient, dtype)
+
+
+def are_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all elements of all tensors are finite, as a boolean scalar."""
+    [found] = _call(
+        _cpu_library.COUNT_NONFINITE,
+        tensors,
+        [tf.TensorSpec((len(tensors),), tf.int32)],
+    )
+    return tf.reduce_all(tf.equal(found, 0))
+
+
+def _array(integers: Iterable[int]) -> str:
+    return f"array<i64: {', '.join(map(str, integers))}>"
+
+
+def _call(
+    handler: str,
+    arguments: Sequence[Tensor],
+    results: Sequence[Any],
+    attributes: dict[str, str] | None = None,
+    aliases: Iterable[tuple[int, int]] = (),
+) -> list[Tensor]:
+    """A call of one of the library's handlers.
+
+    Args:
+        handler: Its name.
+        arguments: Tensors of known shapes.
+        results: Something with the shape and the dtype of each result.
+        attributes: The handler's attributes, in MLIR.
+        aliases: Which result is written where which argument lies.
+    """
+    # TensorFlow's own converters from JAX use it, and nothing public offers it.
+    from tensorflow.compiler.tf2xla.python import xla
+
+    return xla.call_module(
+        list(arguments),
+        version=_VERSION,
+        module=_module(handler, arguments, results, attributes or {}, aliases),
+        Tout=[result.dtype for result in results],
+        Sout=[result.shape for result in results],
+        platforms=("CPU",),
+    )
+
+
+def _module(
+    handler: str,
+    arguments: Sequence[Any],
+    results: Sequence[Any],
+    attributes: dict[str, str],
+    aliases: Iterable[tuple[int, int]],
+) -> str:
+    names = ", ".join(f"%a{i}" for i in range(len(arguments)))
+    typed = ", ".join(f"%a{i}: {_type(x)}" for i, x in enumerate(arguments))
+    given = ", ".join(map(_type, arguments))
+    found = ", ".join(map(_type, results))
+    is_tuple = len(results) > 1
+    returned = ", ".join(
+        f"%r#{i}" if is_tuple else "%r" for i in range(len(results))
+    )
+    settings = ", ".join(f"{k} = {v}" for k, v in attributes.items())
+    same_memory = ", ".join(
+        "#stablehlo.output_operand_alias<"
+        f"output_tuple_indices = [{result if is_tuple else ''}], "
+        f"operand_index = {argument}, operand_tuple_indices = []>"
+        for result, argument in aliases
+    )
+    return f"""
+module @{handler} {{
+  func.func public @main({typed}) -> ({found}) {{
+    %r:{len(results)} = stablehlo.custom_call @{handler}({names}) {{
+      api_version = 4 : i32,
+      backend_config = {{{settings}}},
+      output_operand_aliases = [{same_memory}]
+    }} : ({given}) -> ({found})
+    func.return {returned} : {found}
+  }}
+}}
+"""
+
+
+def _type(x: Any) -> str:
+    dimensions = "".join(f"{length}x" for length in x.shape)
+    return f"tensor<{dimensions}{_MLIR_TYPES[x.dtype]}>"
