@@ -29,11 +29,7 @@ def _failure() -> str | None:
     except _compiled_library.CompilationError as error:
         logging.getLogger(__name__).info("Updates are left to XLA: %s", error)
         return str(error)
-    for name in (
-        _cpu_library.UPDATE,
-        _cpu_library.ADD_COUNTS,
-        _cpu_library.COUNT_NONFINITE,
-    ):
+    for name in (_cpu_library.UPDATE, _cpu_library.COUNT_NONFINITE):
         jax.ffi.register_ffi_target(
             name,
             jax.ffi.pycapsule(getattr(library, f"{name}_in_xla")),
@@ -63,18 +59,20 @@ def update(
     tensors: Sequence[Sequence[jax.Array]],
     hyperparameters: Hyperparameters,
     exclusions: jax.Array | None,
-    rows: jax.Array | None,
     indices: Sequence[int],
     clips: bool,
-) -> tuple[list, list, list, jax.Array | None]:
-    """New weights, momentums, norms and rows of statistics.
+) -> tuple[list, list, list, jax.Array]:
+    """New weights, momentums, norms; how many elements were clipped of each.
+
+    The library could add to the statistics as well, as it does on TensorFlow.
+    But this XLA takes a quarter more time then for a step of 160 variables than
+    where it does that with kernels of its own.
 
     Args:
         tensors: Gradients, weights, momentums and norms.
         hyperparameters: The scalars of the step.
         exclusions: Shape `(n,)`, > 0 where a variable is not clipped; `None`
             where all are alike.
-        rows: Statistics of the `n` variables; `None` where none are kept.
         indices: Which of the `n` variables they are.
         clips: Whether gradients are clipped at all.
     """
@@ -123,21 +121,7 @@ def update(
         length = len(values) // 3
         for k, kind in enumerate(new):
             kind += values[k * length : (k + 1) * length]
-    if rows is not None:
-        count = jax.ffi.ffi_call(
-            _cpu_library.ADD_COUNTS,
-            jax.ShapeDtypeStruct(rows.shape, rows.dtype),
-            input_output_aliases={0: 0},
-            vmap_method="sequential",
-        )
-        rows = count(
-            rows,
-            exclusions,
-            *(clipped for *_, clipped in results),
-            indices=np.asarray(indices, "int64"),
-            sizes=np.asarray(sizes, "int64"),
-        )
-    return *new, rows
+    return *new, jnp.concatenate([clipped for *_, clipped in results])
 
 
 def are_finite(tensors: Sequence[jax.Array]) -> jax.Array:

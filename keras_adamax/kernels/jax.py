@@ -111,14 +111,19 @@ def _update_compiled(
     rows: Tensor | None,
 ) -> _Updated:
     """The library's update; its derivatives are those of XLA's form."""
-    return _jax_compiled.update(
-        tensors,
-        hyperparameters,
-        exclusions,
-        rows,
-        settings.indices,
-        settings.clips,
+    weights, momentums, norms, clipped = _jax_compiled.update(
+        tensors, hyperparameters, exclusions, settings.indices, settings.clips
     )
+    counts = None
+    if rows is not None:
+        counts = _xla_form.next_counts(
+            rows,
+            clipped,
+            [w.shape for w in weights],
+            settings.indices,
+            exclusions,
+        )
+    return weights, momentums, norms, counts
 
 
 @_update_compiled.defjvp

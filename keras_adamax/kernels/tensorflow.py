@@ -49,7 +49,7 @@ def update_dense(step: Step) -> None:
     """
     dtypes = [tf.as_dtype(weight.dtype) for weight in step.weights]
     form = _form(step.kernel, dtypes)
-    if form is _FUSED and not _has_xla():
+    if form == _FUSED and not _has_xla():
         for gradient, weight in zip(step.gradients, step.weights, strict=True):
             step.optimizer.update_step(gradient, weight, step.learning_rate)
         return
@@ -290,9 +290,9 @@ def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
     values = [g.values if is_sparse(g) else g for g in gradients]
     are_known = all(value.shape.is_fully_defined() for value in values)
     form = _form(kernel, [value.dtype for value in values])
-    if form is _OPERATION:
+    if form == _OPERATION:
         return _tensorflow_compiled.are_finite(values)
-    if form is _CALLS and are_known:
+    if form == _CALLS and are_known:
         return _tensorflow_in_xla.are_finite(values)
     if _has_xla() and are_known:
         return _finiteness(*map(_specification, values))(values)

@@ -249,6 +249,23 @@ class TestWhere:
             tape.gradient(total, x), 1.0 + variable.numpy(), rtol=1e-6
         )
 
+    def test_a_step_traced_for_xla_runs_outside_of_it(self, monkeypatch):
+        """TensorFlow gives it what it traced in the function around it."""
+        monkeypatch.setenv(SETTING, "compiled")
+        optimizer, variable = make()
+        step = tf.function(functools.partial(apply, optimizer, [variable]))
+        tf.function(lambda g: step(g), jit_compile=True)([tf.ones((300, 200))])
+        step([tf.ones((300, 200))])
+        assert forms_of(optimizer) == ["calls"]
+        monkeypatch.setenv(SETTING, "reference")
+        expected, weight = make()
+        for _ in range(2):
+            expected.apply([tf.ones((300, 200))], [weight])
+        assert_same(
+            state_of(expected, [weight]), state_of(optimizer, [variable])
+        )
+        assert optimizer.clip_statistics() == expected.clip_statistics()
+
     def test_other_dtypes_are_left_to_xla(self):
         seen = []
 
