@@ -70,9 +70,11 @@ def update(
     """Updates the variables of `step`, and their rows of `clip_counts`."""
     gradients = [
         gradient
-        if gradient.dtype.name in GRADIENT_DTYPES[weight.dtype]
+        if gradient.dtype.name in GRADIENT_DTYPES[weight.dtype.name]
         else tf.cast(gradient, step.dtype)
-        for gradient, weight in zip(gradients, step.weights, strict=True)
+        for gradient, weight in zip(
+            gradients, map(_resource, step.weights), strict=True
+        )
     ]
     _operations().keras_adamax_update(
         weights=_handles(step.weights),
@@ -138,7 +140,9 @@ def are_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _handles(variables: Sequence[Any]) -> list[Tensor]:
-    return [
-        (v.value if isinstance(v, keras.Variable) else v).handle
-        for v in variables
-    ]
+    return [_resource(v).handle for v in variables]
+
+
+def _resource(variable: Any) -> tf.Variable:
+    """TensorFlow's own: Keras's optimizers take that as well."""
+    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -139,6 +139,30 @@ def address(tensor):
     return np.from_dlpack(tensor).__array_interface__["data"][0]
 
 
+@pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
+def test_variables_of_tensorflow(monkeypatch, dtype):
+    """Keras's optimizers take them, too; dense, sparse, of another dtype."""
+    results = []
+    for kernel in ("reference", "compiled"):
+        monkeypatch.setenv(SETTING, kernel)
+        variables = [tf.Variable(tf.ones((5, 3), dtype)) for _ in range(3)]
+        optimizer = keras_adamax.AdamaxClipped(0.1)
+        optimizer.build(variables)
+        for size in (1.0, 3.0, 2.0):
+            gradient = tf.fill((5, 3), size)
+            rows = tf.IndexedSlices(gradient[:2], [1, 1], [5, 3])
+            optimizer.apply(
+                [tf.cast(gradient, dtype), gradient, rows], variables
+            )
+        results.append(state_of(optimizer))
+        results[-1].update(
+            (f"raw {i}", v.numpy()) for i, v in enumerate(variables)
+        )
+        results[-1]["counts"] = optimizer.clip_statistics()
+    assert results[0].pop("counts") == results[1].pop("counts")
+    assert_same(*results)
+
+
 class TestRows:
     """Sparse gradients: rows of a variable, which may repeat."""
 
