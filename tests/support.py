@@ -267,6 +267,12 @@ def assert_follows(oracle, optimizer, variables, averages=False):
         averages: Whether the weights were replaced by their averages, as Keras
             does at the end of `fit` with `use_ema`.
     """
+    assert_state_follows(oracle, optimizer, variables, averages)
+    assert_counts(oracle, optimizer, variables)
+
+
+def assert_state_follows(oracle, optimizer, variables, averages=False):
+    """Weights and moments are the oracle's; see `assert_follows`."""
     weights = ("average",) if averages else ("w",)
     for i, variable in enumerate(variables):
         index = optimizer._get_variable_index(variable)
@@ -284,7 +290,6 @@ def assert_follows(oracle, optimizer, variables, averages=False):
                 f"{name} of weight {i}: {actual} instead of {expected}, "
                 f"bound {bound}"
             )
-    assert_counts(oracle, optimizer, variables)
 
 
 def assert_counts(oracle, optimizer, variables):

@@ -106,16 +106,6 @@ def load(
         return _open(path, open_library)
 
 
-def required(setting: str, other: str, failure: str) -> RuntimeError:
-    """The error of who asked for a library that cannot be had."""
-    return RuntimeError(
-        f"`{setting}` must be 'auto', '{other}' or 'reference' where no C++ "
-        f"compiler (GCC or Clang) works. Received: {setting}='compiled'. "
-        "Install one, or name it in the environment variable `CXX`. "
-        f"{failure}"
-    )
-
-
 def cache_folder() -> Path:
     """Where compiled libraries are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()

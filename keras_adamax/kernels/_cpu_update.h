@@ -168,7 +168,7 @@ typedef int64_t (*Update)(const void*, void*, void*, void*, int64_t, int64_t,
                           const Scalars&);
 
 // By kind, then by whether it clips. A kind is the dtype of weight, gradient
-// and state.
+// and state (`KINDS` in `_cpu_library.py`).
 const Update kUpdates[][2] = {
     {update<float, float, float, false>, update<float, float, float, true>},
     {update<double, double, double, false>,
@@ -250,6 +250,31 @@ void (*const kAdds[])(void*, const void*, int64_t) = {
     add_row<double, double>,
     add_row<Half, float>,
     add_row<BFloat16, float>,
+};
+
+// Rows of these tables, -1 where there is none, by dtypes as somebody else
+// numbers them.
+template <typename Dtype, Dtype f32, Dtype f64, Dtype f16, Dtype bf16>
+struct RowsBy {
+  // Of `kCounts` and `kAdds`.
+  static int64_t dtype(Dtype dtype) {
+    return dtype == f32    ? 0
+           : dtype == f64  ? 1
+           : dtype == f16  ? 2
+           : dtype == bf16 ? 3
+                           : -1;
+  }
+
+  // Of `kUpdates`.
+  static int64_t kind(Dtype weight, Dtype gradient) {
+    if (gradient != weight && gradient != f32) return -1;
+    const bool is_same = gradient == weight;
+    return weight == f32    ? 0
+           : weight == f64  ? (is_same ? 1 : -1)
+           : weight == f16  ? (is_same ? 2 : 3)
+           : weight == bf16 ? (is_same ? 4 : 5)
+                            : -1;
+  }
 };
 
 // As of `statistics.py`.

@@ -1,7 +1,6 @@
 """The update on CPUs by a compiled library, as a call that XLA makes."""
 
 import functools
-import logging
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from keras_adamax.kernels import SETTING, _compiled_library, _cpu_library
+from keras_adamax.kernels import _compiled_library, _cpu_library
 from keras_adamax.kernels._neighbours import groups
 from keras_adamax.update_rule import Hyperparameters
 
@@ -18,41 +17,30 @@ from keras_adamax.update_rule import Hyperparameters
 @functools.cache
 def _failure() -> str | None:
     """Why there is no library; it is tried once a process."""
-    try:
-        library = _compiled_library.load(
-            _cpu_library.XLA_SOURCE,
-            (
-                *_compiled_library.WITHOUT_RUNTIME,
-                f"-I{jax.ffi.include_dir()}",
-            ),
-        )
-    except _compiled_library.CompilationError as error:
-        logging.getLogger(__name__).info("Updates are left to XLA: %s", error)
-        return str(error)
+    return _cpu_library.failure_of(_register)
+
+
+def _register() -> None:
+    library = _compiled_library.load(
+        _cpu_library.XLA_SOURCE,
+        (*_compiled_library.WITHOUT_RUNTIME, f"-I{jax.ffi.include_dir()}"),
+    )
     for name in (_cpu_library.UPDATE, _cpu_library.COUNT_NONFINITE):
         jax.ffi.register_ffi_target(
             name,
             jax.ffi.pycapsule(getattr(library, f"{name}_in_xla")),
             platform="cpu",
         )
-    return None
 
 
-def serves(kernel: str, weights: Sequence[jax.Array]) -> bool:
-    """Whether the library updates `weights` under the chosen kernel.
+def serves(kernel: str, tensors: Sequence[jax.Array]) -> bool:
+    """Whether the library takes such tensors under the chosen kernel.
 
     Raises:
         RuntimeError: If there is none and `kernel` is "compiled".
     """
-    if kernel == "fused":
-        return False
-    failure = _failure()
-    if failure is not None and kernel == "compiled":
-        raise _compiled_library.required(SETTING, "fused", failure)
-    return failure is None and all(
-        keras.backend.standardize_dtype(w.dtype) in _cpu_library.GRADIENT_DTYPES
-        for w in weights
-    )
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in tensors]
+    return _cpu_library.serves(kernel, dtypes, _failure)
 
 
 def update(
@@ -77,11 +65,8 @@ def update(
         clips: Whether gradients are clipped at all.
     """
     dtype = tensors[3][0].dtype
-    *scalars, bias_correction = hyperparameters
-    if bias_correction is None:
-        bias_correction = 1.0
     packed = jnp.stack(
-        [jnp.asarray(x, dtype) for x in (*scalars, bias_correction)]
+        [jnp.asarray(x, dtype) for x in _cpu_library.scalars(hyperparameters)]
     )
     if exclusions is None:
         exclusions = jnp.zeros((0,), "float32")
@@ -91,7 +76,7 @@ def update(
         gradients, *state = (list(values[start:end]) for values in tensors)
         gradients = [
             g
-            if str(g.dtype) in _cpu_library.GRADIENT_DTYPES[str(w.dtype)]
+            if (str(w.dtype), str(g.dtype)) in _cpu_library.KINDS
             else g.astype(dtype)
             for g, w in zip(gradients, state[0], strict=True)
         ]

@@ -27,32 +27,8 @@ namespace tf = tensorflow;
 // Less is not worth waking another thread.
 constexpr int64_t kElementsPerThread = 1 << 17;
 
-// The row of `kUpdates`, or -1.
-int64_t kind_of(tf::DataType weight, tf::DataType gradient) {
-  switch (weight) {
-    case tf::DT_FLOAT:
-      return gradient == tf::DT_FLOAT ? 0 : -1;
-    case tf::DT_DOUBLE:
-      return gradient == tf::DT_DOUBLE ? 1 : -1;
-    case tf::DT_HALF:
-      return gradient == tf::DT_HALF ? 2 : gradient == tf::DT_FLOAT ? 3 : -1;
-    case tf::DT_BFLOAT16:
-      return gradient == tf::DT_BFLOAT16 ? 4
-             : gradient == tf::DT_FLOAT  ? 5
-                                         : -1;
-    default:
-      return -1;
-  }
-}
-
-// The row of `kCounts`, or -1.
-int64_t count_of(tf::DataType dtype) {
-  return dtype == tf::DT_FLOAT      ? 0
-         : dtype == tf::DT_DOUBLE   ? 1
-         : dtype == tf::DT_HALF     ? 2
-         : dtype == tf::DT_BFLOAT16 ? 3
-                                    : -1;
-}
+using RowOf = RowsBy<tf::DataType, tf::DT_FLOAT, tf::DT_DOUBLE, tf::DT_HALF,
+                     tf::DT_BFLOAT16>;
 
 double scalar(const tf::Tensor& tensor) {
   return tensor.dtype() == tf::DT_DOUBLE
@@ -225,7 +201,7 @@ class UpdateOp : public tf::OpKernel {
       const tf::Tensor& weight = variables.value(i);
       const tf::Tensor& momentum = variables.value(count + i);
       const tf::Tensor& norm = variables.value(2 * count + i);
-      all.kinds[i] = kind_of(weight.dtype(), gradient.dtype());
+      all.kinds[i] = RowOf::kind(weight.dtype(), gradient.dtype());
       all.sizes[i] = weight.NumElements();
       const tf::DataType state = state_of(all.kinds[i]);
       OP_REQUIRES(
@@ -375,7 +351,7 @@ class UpdateRowsOp : public tf::OpKernel {
     const tf::Tensor& weight = variables.value(0);
     const int64_t length = indices->NumElements();
     Rows all;
-    all.kind = kind_of(weight.dtype(), values->dtype());
+    all.kind = RowOf::kind(weight.dtype(), values->dtype());
     OP_REQUIRES(context, all.kind >= 0 && weight.dims() > 0, does_not_fit());
     const int64_t table_rows = weight.dim_size(0);
     all.width = table_rows ? weight.NumElements() / table_rows : 0;
@@ -389,7 +365,7 @@ class UpdateRowsOp : public tf::OpKernel {
                 !length || values->NumElements() == length * all.width,
                 does_not_fit());
     all.clips = clips_ && !(excluded && excluded[index_] > 0);
-    all.value_dtype = count_of(values->dtype());
+    all.value_dtype = RowOf::dtype(values->dtype());
     all.value_size = tf::DataTypeSize(values->dtype());
     all.weight_size = tf::DataTypeSize(weight.dtype());
     all.state_size = tf::DataTypeSize(state_of(all.kind));
@@ -456,7 +432,7 @@ class IsFiniteOp : public tf::OpKernel {
     all.run = count_block;
     for (int64_t i = 0; i < all.count; ++i) {
       const tf::Tensor& tensor = context->input(int(i));
-      all.kinds[i] = count_of(tensor.dtype());
+      all.kinds[i] = RowOf::dtype(tensor.dtype());
       all.sizes[i] = tensor.NumElements();
       all.gradients[i] = tensor.data();
     }

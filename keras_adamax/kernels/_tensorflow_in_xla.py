@@ -6,21 +6,19 @@ for: that a result takes the memory of an argument.
 """
 
 import functools
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from keras_adamax.kernels import (
-    SETTING,
-    Step,
-    _compiled_library,
-    _cpu_library,
-)
+from keras_adamax.kernels import Step, _compiled_library, _cpu_library
 from keras_adamax.kernels._neighbours import groups
+from keras_adamax.kernels._tensorflow_tensors import (
+    dtype_names,
+    resources,
+    taken_by_library,
+)
 from keras_adamax.update_rule import Hyperparameters
 
 Tensor = Any
@@ -46,37 +44,28 @@ def is_compiled_by_xla() -> bool:
     )
 
 
-def serves(kernel: str, dtypes: Sequence[tf.DType]) -> bool:
-    """Whether XLA is to call the library for tensors of `dtypes`.
+def serves(kernel: str, tensors: Sequence[Any]) -> bool:
+    """Whether XLA is to call the library for such tensors.
 
     Raises:
         RuntimeError: If there is none and `kernel` is "compiled".
     """
-    if kernel in ("fused", "reference") or not is_compiled_by_xla():
-        return False
-    failure = _failure()
-    if failure is not None and kernel == "compiled":
-        raise _compiled_library.required(SETTING, "fused", failure)
-    return failure is None and all(
-        dtype.name in _cpu_library.GRADIENT_DTYPES for dtype in dtypes
+    return is_compiled_by_xla() and _cpu_library.serves(
+        kernel, dtype_names(tensors), _failure
     )
 
 
 @functools.cache
 def _failure() -> str | None:
     """Why XLA cannot call the library; it is tried once a process."""
-    try:
-        _register()
-        _try()
-    except (
-        _compiled_library.CompilationError,
-        tf.errors.OpError,
-        # Where what is private in TensorFlow has changed.
-        *(ImportError, AttributeError, TypeError),
-    ) as error:
-        logging.getLogger(__name__).info("Updates are left to XLA: %s", error)
-        return str(error)
-    return None
+    # The last three where what is private in TensorFlow has changed.
+    errors = (tf.errors.OpError, ImportError, AttributeError, TypeError)
+    return _cpu_library.failure_of(_prepare, errors)
+
+
+def _prepare() -> None:
+    _register()
+    _try()
 
 
 def _register() -> None:
@@ -113,30 +102,25 @@ def update(
     hyperparameters: Hyperparameters,
 ) -> None:
     """Updates the variables of `step`, and their rows of `clip_counts`."""
-    *scalars, bias_correction = hyperparameters
-    if bias_correction is None:
-        bias_correction = 1.0
     packed = tf.stack(
-        [tf.cast(x, step.dtype) for x in (*scalars, bias_correction)]
+        [
+            tf.cast(scalar, step.dtype)
+            for scalar in _cpu_library.scalars(hyperparameters)
+        ]
     )
     exclusions = tf.zeros((0,))
     if step.exclusions is not None:
         exclusions = tf.convert_to_tensor(step.exclusions)
+    gradients = taken_by_library(gradients, step.weights, step.dtype)
     variables = [
-        [v.value if isinstance(v, keras.Variable) else v for v in kind]
-        for kind in (step.weights, step.momentums, step.norms)
+        resources(kind) for kind in (step.weights, step.momentums, step.norms)
     ]
     sizes = [weight.shape.num_elements() for weight in variables[0]]
     clipped: list[Tensor] = []
     for start, end in groups(sizes, _cpu_library.ELEMENTS_A_CALL):
         changed = [v for kind in variables for v in kind[start:end]]
         values = [v.read_value() for v in changed]
-        given = [
-            _taken(gradient, weight.dtype, step.dtype)
-            for gradient, weight in zip(
-                gradients[start:end], values[: end - start], strict=True
-            )
-        ]
+        given = gradients[start:end]
         first = 2 + len(given)
         *results, found = _call(
             _cpu_library.UPDATE,
@@ -164,12 +148,6 @@ def update(
             aliases=[(0, 0)],
         )
         step.clip_counts.assign(rows)
-
-
-def _taken(gradient: Tensor, weight_dtype: tf.DType, dtype: str) -> Tensor:
-    if gradient.dtype.name in _cpu_library.GRADIENT_DTYPES[weight_dtype.name]:
-        return gradient
-    return tf.cast(gradient, dtype)
 
 
 def are_finite(tensors: Sequence[Tensor]) -> Tensor:

@@ -2,25 +2,19 @@
 
 import ctypes
 import functools
-import logging
 from array import array
 from collections.abc import Callable, Sequence
 
 import torch
 
-from keras_adamax.kernels import SETTING, Step, _compiled_library
+from keras_adamax.kernels import Step, _compiled_library, _cpu_library
 from keras_adamax.kernels._torch_tensors import Tensors, not_clipped
 
-# Of weight and gradient: its number in the table of `_cpu_update.h`.
+# The number of each kind.
 _KINDS = {
-    (torch.float32, torch.float32): 0,
-    (torch.float64, torch.float64): 1,
-    (torch.float16, torch.float16): 2,
-    (torch.float16, torch.float32): 3,
-    (torch.bfloat16, torch.bfloat16): 4,
-    (torch.bfloat16, torch.float32): 5,
+    (getattr(torch, weight), getattr(torch, gradient)): kind
+    for kind, (weight, gradient) in enumerate(_cpu_library.KINDS)
 }
-_WEIGHTS = frozenset(weight for weight, _ in _KINDS)
 # One thread does so many in about a millisecond. Less is not worth another: for
 # about that long, torch's own threads wait for work in a loop, and a new one
 # has to wait for a core.
@@ -47,35 +41,25 @@ def _update() -> Callable[..., None]:
 @functools.cache
 def _failure() -> str | None:
     """Why there is no library; it is tried once a process."""
-    try:
-        _update()
-    except _compiled_library.CompilationError as error:
-        logging.getLogger(__name__).info(
-            "Updates of CPU tensors are not compiled: %s", error
-        )
-        return str(error)
-    return None
+    return _cpu_library.failure_of(_update)
 
 
-def serves(kernel: str) -> bool:
-    """Whether there is a compiled library for the chosen kernel.
+def serves(kernel: str, weights: Sequence[torch.Tensor]) -> bool:
+    """Whether the library takes such weights under the chosen kernel.
 
     Raises:
         RuntimeError: If there is none and `kernel` is "compiled".
     """
-    if kernel == "eager":
-        return False
-    failure = _failure()
-    if failure is not None and kernel == "compiled":
-        raise _compiled_library.required(SETTING, "eager", failure)
-    return failure is None
+    dtypes = {weight.dtype for weight in weights}
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    return _cpu_library.serves(kernel, names, _failure, other="eager")
 
 
 def update(step: Step, tensors: Tensors) -> None:
     """Updates CPU tensors in place, and their rows of `clip_counts`."""
     excluded = not_clipped(step)
-    *scalars, bias_correction = step.hyperparameters(
-        step.learning_rate, step.dtype
+    scalars = _cpu_library.scalars(
+        step.hyperparameters(step.learning_rate, step.dtype)
     )
     state_dtype = tensors.norms[0].dtype
     # Those of other dtypes, or in another order, are copied.
@@ -123,8 +107,7 @@ def update(step: Step, tensors: Tensors) -> None:
     pointers: list[int | None] = [a.buffer_info()[0] for a in arrays]
     if rows is None:
         pointers[7] = None
-    packed = array("d", [scalar.item() for scalar in scalars])
-    packed.append(1.0 if bias_correction is None else bias_correction.item())
+    packed = array("d", map(float, scalars))
     threads = min(
         torch.get_num_threads(), 1 + sum(sizes) // _ELEMENTS_PER_THREAD
     )

@@ -10,6 +10,10 @@
 
 namespace {
 
+using RowOf = RowsBy<XLA_FFI_DataType, XLA_FFI_DataType_F32,
+                     XLA_FFI_DataType_F64, XLA_FFI_DataType_F16,
+                     XLA_FFI_DataType_BF16>;
+
 XLA_FFI_Error* error(const XLA_FFI_Api* api, XLA_FFI_Error_Code code,
                      const char* message) {
   XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE,
@@ -70,24 +74,21 @@ const void* attribute(const XLA_FFI_CallFrame& frame, const char* name) {
   return nullptr;
 }
 
-// The row of `kUpdates`, or -1.
-int64_t kind_of(XLA_FFI_DataType weight, XLA_FFI_DataType gradient) {
-  switch (weight) {
-    case XLA_FFI_DataType_F32:
-      return gradient == XLA_FFI_DataType_F32 ? 0 : -1;
-    case XLA_FFI_DataType_F64:
-      return gradient == XLA_FFI_DataType_F64 ? 1 : -1;
-    case XLA_FFI_DataType_F16:
-      return gradient == XLA_FFI_DataType_F16   ? 2
-             : gradient == XLA_FFI_DataType_F32 ? 3
-                                                : -1;
-    case XLA_FFI_DataType_BF16:
-      return gradient == XLA_FFI_DataType_BF16  ? 4
-             : gradient == XLA_FFI_DataType_F32 ? 5
-                                                : -1;
-    default:
-      return -1;
-  }
+// An attribute that is an int64; null where there is none.
+const int64_t* integer(const XLA_FFI_CallFrame& frame, const char* name) {
+  const auto* found =
+      static_cast<const XLA_FFI_Scalar*>(attribute(frame, name));
+  return found ? static_cast<const int64_t*>(found->value) : nullptr;
+}
+
+// An attribute that is an array of `count` int64; null where there is none.
+const int64_t* integers(const XLA_FFI_CallFrame& frame, const char* name,
+                        int64_t count) {
+  const auto* found =
+      static_cast<const XLA_FFI_Array*>(attribute(frame, name));
+  return found && int64_t(found->size) == count
+             ? static_cast<const int64_t*>(found->data)
+             : nullptr;
 }
 
 double scalar(const XLA_FFI_Buffer& buffer, int64_t i) {
@@ -125,15 +126,6 @@ void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
   release(shared);
 }
 
-// The row of `kCounts`, or -1.
-int64_t count_of(XLA_FFI_DataType dtype) {
-  return dtype == XLA_FFI_DataType_F32    ? 0
-         : dtype == XLA_FFI_DataType_F64  ? 1
-         : dtype == XLA_FFI_DataType_F16  ? 2
-         : dtype == XLA_FFI_DataType_BF16 ? 3
-                                          : -1;
-}
-
 // Whether the optimizer's variable `i` is not clipped: there may be no
 // exclusions at all.
 bool is_excluded(const XLA_FFI_Buffer& exclusions, int64_t i) {
@@ -156,26 +148,31 @@ XLA_FFI_Error* strange_dtype(const XLA_FFI_Api* api) {
                "keras_adamax: dtypes that this handler does not have");
 }
 
-}  // namespace
+// Does what XLA asks of a handler: to say what it is, or to run.
+XLA_FFI_Error* answer(const XLA_FFI_CallFrame& frame,
+                      XLA_FFI_Error* (*run)(const XLA_FFI_CallFrame&)) {
+  XLA_FFI_Extension_Base* extension = frame.extension_start;
+  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
+    return describe(extension);
+  }
+  if (frame.stage != XLA_FFI_ExecutionStage_EXECUTE) {
+    return does_not_fit(frame.api);
+  }
+  return run(frame);
+}
 
 // Counts what is not finite.
 //
 // Arguments: tensors. Result: how many of the elements of each are NaN or
 // infinite (int32).
-extern "C" __attribute__((visibility("default"))) XLA_FFI_Error*
-keras_adamax_count_nonfinite_in_xla(XLA_FFI_CallFrame* call) {
-  const XLA_FFI_CallFrame& frame = *call;
-  XLA_FFI_Extension_Base* extension = frame.extension_start;
-  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
-    return describe(extension);
-  }
+XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
   Shared* shared = make_shared(frame.args.size);
   if (!shared) return no_memory(frame.api);
   Tensors& all = shared->all;
   all.run = count_block;
   for (int64_t i = 0; i < all.count; ++i) {
     const XLA_FFI_Buffer& tensor = argument(frame, i);
-    all.kinds[i] = count_of(tensor.dtype);
+    all.kinds[i] = RowOf::dtype(tensor.dtype);
     if (all.kinds[i] < 0) {
       release(shared);
       return strange_dtype(frame.api);
@@ -195,20 +192,11 @@ keras_adamax_count_nonfinite_in_xla(XLA_FFI_CallFrame* call) {
 // and how many elements of each gradient were clipped (int32). Attributes:
 // `clips`, whether any is clipped (int64), and `indices`, which `n` of the
 // optimizer's variables they are (array of int64).
-extern "C" __attribute__((visibility("default"))) XLA_FFI_Error*
-keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
-  const XLA_FFI_CallFrame& frame = *call;
-  XLA_FFI_Extension_Base* extension = frame.extension_start;
-  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
-    return describe(extension);
-  }
+XLA_FFI_Error* update_variables(const XLA_FFI_CallFrame& frame) {
   const int64_t count = (frame.rets.size - 1) / 3;
-  const auto* indices =
-      static_cast<const XLA_FFI_Array*>(attribute(frame, "indices"));
-  const auto* clips =
-      static_cast<const XLA_FFI_Scalar*>(attribute(frame, "clips"));
-  if (frame.stage != XLA_FFI_ExecutionStage_EXECUTE || !indices || !clips ||
-      int64_t(indices->size) != count || frame.args.size != 2 + 4 * count) {
+  const int64_t* indices = integers(frame, "indices", count);
+  const int64_t* clips = integer(frame, "clips");
+  if (!indices || !clips || frame.args.size != 2 + 4 * count) {
     return does_not_fit(frame.api);
   }
   Shared* shared = make_shared(count);
@@ -221,19 +209,17 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
                  scalar(scalars, 3), scalar(scalars, 4), scalar(scalars, 5),
                  scalar(scalars, 6)};
   const XLA_FFI_Buffer& exclusions = argument(frame, 1);
-  const bool clips_any = *static_cast<const int64_t*>(clips->value) != 0;
   for (int64_t i = 0; i < count; ++i) {
     const XLA_FFI_Buffer& gradient = argument(frame, 2 + i);
     const XLA_FFI_Buffer& weight = argument(frame, 2 + count + i);
     const XLA_FFI_Buffer& momentum = argument(frame, 2 + 2 * count + i);
     const XLA_FFI_Buffer& norm = argument(frame, 2 + 3 * count + i);
-    const int64_t index = static_cast<const int64_t*>(indices->data)[i];
-    all.kinds[i] = kind_of(weight.dtype, gradient.dtype);
+    all.kinds[i] = RowOf::kind(weight.dtype, gradient.dtype);
     if (all.kinds[i] < 0) {
       release(shared);
       return strange_dtype(frame.api);
     }
-    all.clips[i] = clips_any && !is_excluded(exclusions, index);
+    all.clips[i] = *clips && !is_excluded(exclusions, indices[i]);
     all.sizes[i] = elements(weight);
     const int64_t state_bytes = all.sizes[i] * bytes_of(norm.dtype);
     all.gradients[i] = gradient.data;
@@ -256,32 +242,18 @@ keras_adamax_update_in_xla(XLA_FFI_CallFrame* call) {
 // Attributes (arrays of int64): `indices`, which of the variables the elements
 // of the vectors are of, one vector after the other, and `sizes`, how many
 // elements each of them has.
-extern "C" __attribute__((visibility("default"))) XLA_FFI_Error*
-keras_adamax_add_counts_in_xla(XLA_FFI_CallFrame* call) {
-  const XLA_FFI_CallFrame& frame = *call;
-  XLA_FFI_Extension_Base* extension = frame.extension_start;
-  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
-    return describe(extension);
-  }
-  const auto* indices =
-      static_cast<const XLA_FFI_Array*>(attribute(frame, "indices"));
-  const auto* sizes =
-      static_cast<const XLA_FFI_Array*>(attribute(frame, "sizes"));
+XLA_FFI_Error* add_to_counts(const XLA_FFI_CallFrame& frame) {
   int64_t count = 0;
   for (int64_t i = 2; i < frame.args.size; ++i) {
     count += elements(argument(frame, i));
   }
-  if (frame.stage != XLA_FFI_ExecutionStage_EXECUTE || frame.args.size < 2 ||
-      !indices || !sizes || int64_t(indices->size) != count ||
-      int64_t(sizes->size) != count) {
-    return does_not_fit(frame.api);
-  }
+  const int64_t* index = integers(frame, "indices", count);
+  const int64_t* size = integers(frame, "sizes", count);
+  if (!index || !size || frame.args.size < 2) return does_not_fit(frame.api);
   const XLA_FFI_Buffer& rows = argument(frame, 0);
   const XLA_FFI_Buffer& exclusions = argument(frame, 1);
   float* counts = static_cast<float*>(in_place(
       rows, result(frame, 0), elements(rows) * bytes_of(rows.dtype)));
-  const auto* index = static_cast<const int64_t*>(indices->data);
-  const auto* size = static_cast<const int64_t*>(sizes->data);
   for (int64_t i = 2; i < frame.args.size; ++i) {
     const XLA_FFI_Buffer& found = argument(frame, i);
     for (int64_t k = 0; k < elements(found); ++k, ++index, ++size) {
@@ -292,3 +264,16 @@ keras_adamax_add_counts_in_xla(XLA_FFI_CallFrame* call) {
   }
   return nullptr;
 }
+
+}  // namespace
+
+#define KERAS_ADAMAX_HANDLER(name, run)                             \
+  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error*  \
+  name(XLA_FFI_CallFrame* frame) {                                  \
+    return answer(*frame, run);                                     \
+  }
+
+KERAS_ADAMAX_HANDLER(keras_adamax_count_nonfinite_in_xla,
+                     count_nonfinite_elements)
+KERAS_ADAMAX_HANDLER(keras_adamax_update_in_xla, update_variables)
+KERAS_ADAMAX_HANDLER(keras_adamax_add_counts_in_xla, add_to_counts)

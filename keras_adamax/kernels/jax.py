@@ -294,11 +294,7 @@ def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
     """Whether all elements of all gradients are finite."""
     tensors = [g.data if is_sparse(g) else g for g in gradients]
     on_one_cpu = _is_on_one_cpu()
-    if (
-        on_one_cpu
-        and kernel != "reference"
-        and _jax_compiled.serves(kernel, tensors)
-    ):
+    if on_one_cpu and _jax_compiled.serves(kernel, tensors):
         return _jax_compiled.are_finite(tensors)
     return _are_finite(tensors, on_one_cpu)
 

@@ -16,6 +16,7 @@ from keras_adamax.kernels import (
     _xla_form,
 )
 from keras_adamax.kernels._neighbours import groups
+from keras_adamax.kernels._tensorflow_tensors import resource, resources
 from keras_adamax.update_rule import Hyperparameters, sum_repeated_rows
 
 Tensor = Any
@@ -47,8 +48,7 @@ def update_dense(step: Step) -> None:
     does not. The functions hold the variables, so that their memory is written
     to.
     """
-    dtypes = [tf.as_dtype(weight.dtype) for weight in step.weights]
-    form = _form(step.kernel, dtypes)
+    form = _form(step.kernel, step.weights)
     if form == _FUSED and not _has_xla():
         for gradient, weight in zip(step.gradients, step.weights, strict=True):
             step.optimizer.update_step(gradient, weight, step.learning_rate)
@@ -104,12 +104,12 @@ def _is_on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
-def _form(kernel: str, dtypes: Sequence[tf.DType]) -> str:
-    """How tensors of `dtypes` are updated in what is traced now."""
+def _form(kernel: str, tensors: Sequence[Any]) -> str:
+    """How such tensors are updated in what is traced now."""
     if _is_on_cpu():
-        if _tensorflow_compiled.serves(kernel, dtypes):
+        if _tensorflow_compiled.serves(kernel, tensors):
             return _OPERATION
-        if _tensorflow_in_xla.serves(kernel, dtypes):
+        if _tensorflow_in_xla.serves(kernel, tensors):
             return _CALLS
     return _FUSED
 
@@ -132,9 +132,8 @@ def _assign(
 
 def _compile(step: Step) -> Any:
     indices, dtype = step.indices, step.dtype
-    weights, momentums, norms = (
-        [x.value if isinstance(x, keras.Variable) else x for x in variables]
-        for variables in (step.weights, step.momentums, step.norms)
+    weights, momentums, norms = map(
+        resources, (step.weights, step.momentums, step.norms)
     )
     exclusions, clip_counts = step.exclusions, step.clip_counts
     clips = step.clip_gradients
@@ -240,9 +239,7 @@ def to_dense(gradient: tf.IndexedSlices, shape: Sequence[int]) -> Tensor:
 
 def take_rows(variable: Any, indices: Tensor) -> Tensor:
     """Some rows of a variable, read without reading the others."""
-    if isinstance(variable, keras.Variable):
-        variable = variable.value
-    return tf.gather(variable, indices)
+    return tf.gather(resource(variable), indices)
 
 
 def assign_rows(
@@ -289,7 +286,7 @@ def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
         ]
     values = [g.values if is_sparse(g) else g for g in gradients]
     are_known = all(value.shape.is_fully_defined() for value in values)
-    form = _form(kernel, [value.dtype for value in values])
+    form = _form(kernel, values)
     if form == _OPERATION:
         return _tensorflow_compiled.are_finite(values)
     if form == _CALLS and are_known:

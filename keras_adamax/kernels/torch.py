@@ -45,7 +45,7 @@ def update_dense(step: Step) -> None:
             _torch_device.update(step, tensors, on_device)
         elif allowed is not None and not allowed:
             continue
-        elif _torch_compiled.serves(step.kernel):
+        elif _torch_compiled.serves(step.kernel, tensors.weights):
             _torch_compiled.update(step, tensors)
         else:
             _torch_eager.update(step, tensors)

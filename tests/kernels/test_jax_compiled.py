@@ -1,21 +1,16 @@
 """The compiled update of JAX: what it gives, where, and who steps in."""
 
 import concurrent.futures
-import os
-import pathlib
-import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 
-import keras_adamax
-from keras_adamax.kernels import SETTING, _compiled_library
-from tests.kernels.test_xla_form import OPTIONS, run
-from tests.oracle import AdamaxClippedOracle, heavy_tailed_gradients
-from tests.support import assert_same, make_step, make_variables, state_of
+from keras_adamax.kernels import SETTING
+from tests.kernels import compiled
+from tests.kernels.compiled import make, needs_compiler
+from tests.kernels.runs import OPTIONS
+from tests.support import LOOPS, make_variables
 
 if keras.backend.backend() != "jax":
     pytest.skip("this is a kernel of JAX", allow_module_level=True)
@@ -23,101 +18,38 @@ if keras.backend.backend() != "jax":
 import jax
 import jax.numpy as jnp
 
+import keras_adamax
 from keras_adamax.kernels import _cpu_library, _jax_compiled
 
-ROOT = pathlib.Path(keras_adamax.__file__).parents[1]
-# In several blocks, in one, without elements, a scalar; in several calls.
-SHAPES = ((37, 5), (70_001,), (3, 0), (), (600, 500))
+pytestmark = needs_compiler
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, _compiled_library.COMPILERS)),
-    reason="a C++ compiler is needed",
-)
+DTYPES = ("float32", "float16", "bfloat16")
 
 
-@pytest.mark.parametrize("loop", ("eager", "stateless"))
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_gives_what_the_reference_gives(monkeypatch, options, loop):
     """Bit for bit in an eager step, where XLA fuses nothing."""
-    monkeypatch.setenv(SETTING, "reference")
-    expected, expected_counts = run("eager", 24, shapes=SHAPES, **options)
-    monkeypatch.setenv(SETTING, "compiled")
-    actual, counts = run(loop, 24, shapes=SHAPES, **options)
-    assert counts == expected_counts
-    if loop == "eager":
-        assert_same(expected, actual)
-    assert list(actual) == list(expected)
-    for path, value in expected.items():
-        # XLA rounds the scalars of a jitted step once more, or less.
-        np.testing.assert_allclose(
-            actual[path], value, rtol=1e-4, atol=1e-5, err_msg=path
-        )
+    compiled.assert_gives_what_the_reference_gives(
+        monkeypatch, loop, is_exact=loop == "eager", **options
+    )
 
 
-@pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
-@pytest.mark.parametrize("given", ("float32", "float16", "bfloat16"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given", DTYPES)
 def test_gives_it_in_every_dtype_for_200_steps(monkeypatch, dtype, given):
-    shapes = ((37, 5), (9_000,), ())
-    rng = np.random.default_rng(1)
-    series = [heavy_tailed_gradients(rng, shape, 200) for shape in shapes]
-    results = []
-    for kernel in ("reference", "compiled"):
-        monkeypatch.setenv(SETTING, kernel)
-        variables = make_variables(
-            [np.ones(shape, "float32") for shape in shapes], dtype=dtype
-        )
-        optimizer = keras_adamax.AdamaxClipped(
-            0.01, exclude_from_clipping=["weight_2"]
-        )
-        optimizer.build(variables)
-        for gradients in zip(*series, strict=True):
-            optimizer.apply(
-                [jnp.asarray(g, "float32").astype(given) for g in gradients],
-                variables,
-            )
-        results.append(state_of(optimizer, variables))
-    assert_same(*results)
+    compiled.assert_takes_gradients(monkeypatch, dtype, given)
 
 
-@pytest.mark.parametrize("loop", ("eager", "stateless"))
+@pytest.mark.parametrize("loop", LOOPS)
 def test_follows_the_oracle(monkeypatch, loop):
     monkeypatch.setenv(SETTING, "compiled")
-    rng = np.random.default_rng(2)
-    start = np.asarray(rng.normal(size=(40, 2_500)), "float32")
-    [variable] = make_variables([start])
-    optimizer = keras_adamax.AdamaxClipped(0.01, bias_correction=True)
-    step = make_step(loop, optimizer, [variable])
-    oracle = AdamaxClippedOracle(
-        [start],
-        learning_rate=0.01,
-        bias_correction=True,
-        bias_correction_dtype="float32",
-        dtypes="float32",
-    )
-    for gradient in heavy_tailed_gradients(rng, start.shape, 50):
-        gradient = gradient.astype("float32")
-        step([gradient])
-        oracle.step([gradient])
-    for name, actual in (
-        ("w", variable),
-        ("m", optimizer._momentums[0]),
-        ("u", optimizer._norms[0]),
-    ):
-        error = abs(np.asarray(actual.value, "float64") - getattr(oracle, name))
-        assert (error <= getattr(oracle, name + "_error")[0]).all(), name
-    [clipped] = optimizer.clip_statistics().clipped.values()
-    assert abs(clipped - oracle.clipped[0]) <= oracle.uncertain[0]
+    compiled.assert_follows_the_oracle(loop, bias_correction=True)
 
 
 @pytest.mark.parametrize("values", [(np.inf, -np.inf), (np.inf, np.nan)])
 def test_nan_spreads_and_inf_is_clipped(monkeypatch, values):
-    results = []
-    for kernel in ("reference", "compiled"):
-        monkeypatch.setenv(SETTING, kernel)
-        results.append(run("eager", 12, shapes=((37, 5),), nonfinite=values))
-    (expected, expected_counts), (actual, counts) = results
-    assert counts == expected_counts
-    assert_same(expected, actual)
+    compiled.assert_nan_spreads_and_inf_is_clipped(monkeypatch, "eager", values)
 
 
 class TestMemory:
@@ -155,9 +87,7 @@ class TestMemory:
 
 def test_a_variable_keeps_its_value_where_nothing_is_donated(monkeypatch):
     monkeypatch.setenv(SETTING, "compiled")
-    [variable] = make_variables([np.ones((300, 200), "float32")])
-    optimizer = keras_adamax.AdamaxClipped(0.5)
-    optimizer.build([variable])
+    optimizer, variable = make()
     before = [variable.value, *(v.value for v in optimizer.variables)]
     copies = [np.array(value) for value in before]
     optimizer.apply([jnp.ones((300, 200))], [variable])
@@ -174,9 +104,7 @@ def stateless(optimizer):
 
 
 def arguments(shape=(6, 4), **options):
-    [variable] = make_variables([np.ones(shape, "float32")])
-    optimizer = keras_adamax.AdamaxClipped(0.1, **options)
-    optimizer.build([variable])
+    optimizer, variable = make(shape, **options)
     state = [v.value for v in optimizer.variables]
     return stateless(optimizer), [variable.value], state
 
@@ -235,9 +163,7 @@ def test_steps_in_many_threads(monkeypatch):
 def test_exclusions_are_read_in_every_step(monkeypatch):
     """A loaded state may change them, and no trace starts anew for it."""
     monkeypatch.setenv(SETTING, "compiled")
-    [variable] = make_variables([np.ones((6, 4), "float32")])
-    optimizer = keras_adamax.AdamaxClipped(exclude_from_clipping=["weight_0"])
-    optimizer.build([variable])
+    optimizer, variable = make((6, 4), exclude_from_clipping=["weight_0"])
     names = [v.name for v in optimizer.variables]
     state = [v.value for v in optimizer.variables]
     jitted = jax.jit(stateless(optimizer))
@@ -277,48 +203,8 @@ print("compiled" if _jax_compiled.serves("auto", []) else "fused")
 """
 
 
-def start(**environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def finish(process):
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return output.strip(), errors
-
-
-class TestCompilation:
-    def test_by_two_processes_at_a_time(self, tmp_path):
-        both = [start(XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
-        assert [finish(process)[0] for process in both] == ["compiled"] * 2
-        # One library, and nothing else.
-        [_] = (tmp_path / "keras_adamax").iterdir()
-
-    @pytest.mark.parametrize("compiler", ("false", "no-such-compiler"))
-    def test_without_a_compiler(self, tmp_path, compiler):
-        process = start(CXX=compiler, XDG_CACHE_HOME=str(tmp_path))
-        # Nobody is nagged.
-        assert finish(process) == ("fused", "")
-
-    def test_asked_for_without_a_compiler(self, monkeypatch):
-        monkeypatch.setenv("CXX", "no-such-compiler")
-        monkeypatch.setattr(
-            _compiled_library, "load", _compiled_library.load.__wrapped__
-        )
-        _jax_compiled._failure.cache_clear()
-        try:
-            monkeypatch.setenv(SETTING, "compiled")
-            [variable] = make_variables([np.ones(3, "float32")])
-            optimizer = keras_adamax.AdamaxClipped()
-            optimizer.build([variable])
-            with pytest.raises(RuntimeError, match="`CXX`.*no-such-compiler"):
-                optimizer.apply([jnp.ones(3)], [variable])
-        finally:
-            _jax_compiled._failure.cache_clear()
+class TestCompilation(compiled.CompilationTests):
+    arguments = ("-c", SCRIPT)
+    served = "compiled"
+    other = "fused"
+    caches = (_jax_compiled._failure,)

@@ -1,8 +1,5 @@
 """torch's kernels: the reference's results, from whatever serves."""
 
-import os
-import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -10,8 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-import keras_adamax
-from tests.oracle import AdamaxClippedOracle, heavy_tailed_gradients
+from tests.kernels import compiled, runs
+from tests.kernels.compiled import finish, needs_compiler, start
+from tests.kernels.runs import make
+from tests.oracle import heavy_tailed_gradients
 from tests.support import assert_same, state_of
 
 if keras.backend.backend() != "torch":
@@ -32,36 +31,16 @@ from keras_adamax.kernels import torch as kernel_module
 SHAPES = ((37, 5), (150_001,), (), (3, 0), (9_000,), (128, 1))
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 OPTIONS = {
-    "defaults": {},
-    "corrected": {"bias_correction": True},
-    "unclipped": {"clip_gradients": False},
-    "uncounted": {"track_clip_rate": False},
+    **runs.OPTIONS,
     "excluded": {"exclude_from_clipping": ["weight_1", "weight_4"]},
-    "no epsilon": {"epsilon": 0.0},
-    "scheduled": {
-        "beta_1": keras.optimizers.schedules.ExponentialDecay(0.9, 10, 0.9),
-        "clip_multiplier": keras.optimizers.schedules.ExponentialDecay(
-            2.0, 10, 0.9
-        ),
-        "bias_correction": True,
-    },
     "decayed, averaged": {
-        "weight_decay": 0.01,
-        "use_ema": True,
+        **runs.OPTIONS["decayed, averaged"],
         "ema_overwrite_frequency": 7,
-        "clipnorm": 100.0,
     },
-    "accumulated": {"gradient_accumulation_steps": 3},
-    "skipping": {"skip_nonfinite": True},
-    "scaled": {"loss_scale_factor": 4.0, "global_clipnorm": 1000.0},
 }
 KERNELS = ("compiled", "eager", "device")
-ROOT = pathlib.Path(keras_adamax.__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, _compiled_library.COMPILERS)),
-    reason="a C++ compiler is needed",
-)
+pytestmark = needs_compiler
 
 
 def use(monkeypatch, kernel):
@@ -73,17 +52,6 @@ def use(monkeypatch, kernel):
         monkeypatch.setattr(_torch_device, "_PIECE", 2**16)
         kernel = "eager"
     monkeypatch.setenv(SETTING, kernel)
-
-
-def make(shapes, dtype, **options):
-    rng = np.random.default_rng(0)
-    variables = [
-        keras.Variable(rng.normal(size=shape), dtype=dtype, name=f"weight_{i}")
-        for i, shape in enumerate(shapes)
-    ]
-    optimizer = keras_adamax.AdamaxClipped(learning_rate=0.01, **options)
-    optimizer.build(variables)
-    return optimizer, variables
 
 
 def gradients_of(shapes, dtype, steps):
@@ -100,7 +68,7 @@ def gradients_of(shapes, dtype, steps):
 
 
 def run(shapes, dtype, steps, **options):
-    optimizer, variables = make(shapes, dtype, **options)
+    optimizer, variables = make(dtype, shapes, **options)
     for gradients in gradients_of(shapes, dtype, steps):
         optimizer.apply(gradients, variables)
     return state_of(optimizer, variables)
@@ -142,29 +110,9 @@ def assert_equal(expected, actual):
 @pytest.mark.parametrize("dtype", ("float32", "float64"))
 def test_follows_the_oracle(monkeypatch, kernel, dtype):
     use(monkeypatch, kernel)
-    optimizer, [variable] = make([(40, 250)], dtype, bias_correction=True)
-    oracle = AdamaxClippedOracle(
-        [variable.value.detach().numpy()],
-        learning_rate=0.01,
-        bias_correction=True,
-        bias_correction_dtype="float32",
-        dtypes=dtype,
+    compiled.assert_follows_the_oracle(
+        "recorded", 200, dtype, bias_correction=True
     )
-    series = heavy_tailed_gradients(np.random.default_rng(2), (40, 250), 200)
-    for gradient in series.astype(dtype):
-        optimizer.apply([torch.tensor(gradient)], [variable])
-        oracle.step([gradient])
-    for name, actual in (
-        ("w", variable),
-        ("m", optimizer._momentums[0]),
-        ("u", optimizer._norms[0]),
-    ):
-        error = abs(
-            actual.value.detach().double().numpy() - getattr(oracle, name)[0]
-        )
-        assert (error <= getattr(oracle, name + "_error")[0]).all(), name
-    [clipped] = optimizer.clip_statistics().clipped.values()
-    assert abs(clipped - oracle.clipped[0]) <= oracle.uncertain[0]
 
 
 class TestOtherTensors:
@@ -175,7 +123,7 @@ class TestOtherTensors:
         for name in ("reference", kernel):
             with monkeypatch.context() as patch:
                 use(patch, name)
-                optimizer, variables = make([(6, 4)], dtype)
+                optimizer, variables = make(dtype, [(6, 4)])
                 weight = variables[0].value
                 for gradients in gradients_of([(6, 4), (8,)], dtype, 6):
                     optimizer.apply([change(gradients[0], weight)], variables)
@@ -230,7 +178,7 @@ class TestOtherTensors:
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_scopes_without_state(self, monkeypatch, kernel):
         use(monkeypatch, kernel)
-        optimizer, variables = make([(3,)], "float32")
+        optimizer, variables = make("float32", [(3,)])
         before = state_of(optimizer, variables)
         new, _ = optimizer.stateless_apply(
             [v.value for v in optimizer.variables],
@@ -244,7 +192,7 @@ class TestOtherTensors:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_changes_in_place_and_says_so(monkeypatch, kernel):
     use(monkeypatch, kernel)
-    optimizer, [variable] = make([(5,)], "float32")
+    optimizer, [variable] = make("float32", [(5,)])
     values = [
         v.value for v in (variable, *optimizer._momentums, *optimizer._norms)
     ]
@@ -265,7 +213,7 @@ def test_loaded_exclusions_count(monkeypatch):
     """They are read again when they change."""
     use(monkeypatch, "compiled")
     optimizer, variables = make(
-        [(5,), (3,)], "float32", exclude_from_clipping=["weight_1"]
+        "float32", [(5,), (3,)], exclude_from_clipping=["weight_1"]
     )
     gradients = [torch.ones(5), torch.ones(3)]
     optimizer.apply(gradients, variables)
@@ -301,8 +249,8 @@ def test_the_rule_of_devices_compiles_once(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traced_steps_leave_the_graph(monkeypatch, kernel):
     use(monkeypatch, kernel)
-    optimizer, variables = make([(5,), (3,)], "float32")
-    expected, same = make([(5,), (3,)], "float32")
+    optimizer, variables = make("float32", [(5,), (3,)])
+    expected, same = make("float32", [(5,), (3,)])
 
     def step(gradients):
         optimizer.apply([g * 2.0 for g in gradients], variables)
@@ -315,61 +263,15 @@ def test_traced_steps_leave_the_graph(monkeypatch, kernel):
     assert_equal(state_of(expected, same), state_of(optimizer, variables))
 
 
-def start(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.kernels.torch_script", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+SCRIPT = ("-m", "tests.kernels.torch_script")
 
 
-def finish(process):
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return output.strip(), errors
-
-
-class TestCompilation:
-    def test_by_two_processes_at_a_time(self, tmp_path):
-        both = [start("step", XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
-        assert [finish(process)[0] for process in both] == ["compiled"] * 2
-        # One library, and nothing else.
-        [library] = (tmp_path / "keras_adamax").iterdir()
-        written = library.stat().st_mtime_ns
-        assert finish(start("step", XDG_CACHE_HOME=str(tmp_path)))[0] == (
-            "compiled"
-        )
-        assert library.stat().st_mtime_ns == written
-
-    @pytest.mark.parametrize("compiler", ("false", "no-such-compiler"))
-    def test_without_a_compiler(self, tmp_path, compiler):
-        environment = {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
-        # Nobody is nagged.
-        assert finish(start("step", **environment)) == ("eager", "")
-
-    def test_asked_for_without_a_compiler(self, monkeypatch):
-        monkeypatch.setenv("CXX", "no-such-compiler")
-        monkeypatch.setattr(
-            _compiled_library, "load", _compiled_library.load.__wrapped__
-        )
-        for function in (_torch_compiled._update, _torch_compiled._failure):
-            function.cache_clear()
-        try:
-            use(monkeypatch, "compiled")
-            optimizer, variables = make([(3,)], "float32")
-            with pytest.raises(RuntimeError, match="`CXX`.*no-such-compiler"):
-                optimizer.apply([torch.ones(3)], variables)
-        finally:
-            _torch_compiled._failure.cache_clear()
-
-    def test_where_nothing_can_be_written(self, tmp_path):
-        (tmp_path / "keras_adamax").write_text("no folder")
-        assert finish(start("step", XDG_CACHE_HOME=str(tmp_path)))[0] == (
-            "compiled"
-        )
+class TestCompilation(compiled.CompilationTests):
+    arguments = (*SCRIPT, "step")
+    served = "compiled"
+    other = "eager"
+    loop = "recorded"
+    caches = (_torch_compiled._update, _torch_compiled._failure)
 
     def test_every_loop_is_vectorized(self, tmp_path):
         """Where it is not, the step takes three times as long."""
@@ -412,7 +314,7 @@ class TestMemory:
     )
     @pytest.mark.parametrize("kernel", ("compiled", "eager"))
     def test_has_no_full_size_temporaries(self, kernel):
-        grown = int(finish(start("memory", kernel))[0])
+        grown = int(finish(start(*SCRIPT, "memory", kernel))[0])
         # One array of the weight's size has 64 MiB; Keras's Adamax grows by
         # several of them.
         assert grown < 8 * 2**20

@@ -54,7 +54,7 @@ def step():
     optimizer.build([variable])
     optimizer.apply([torch.ones(3)], [variable])
     assert optimizer.clip_rate() == 1.0
-    print("compiled" if _torch_compiled.serves("auto") else "eager")
+    print("compiled" if _torch_compiled.serves("auto", []) else "eager")
 
 
 if __name__ == "__main__":
