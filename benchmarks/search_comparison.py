@@ -5,20 +5,22 @@ over the default `AdamaxClippedSpace`, over `keras.optimizers.Adamax`, and over
 Adam with `global_clipnorm`, in spaces that agree where the optimizers do; the
 same sampler (TPE), and the seeds 0, 1 and 2, which were fixed before the first
 run. A trial's score is its validation accuracy; the test images are shown to
-the best trial of each search alone. Prints a table and writes it as JSON.
+the best trial of each search alone. Prints a table, and writes JSON where
+`--output` says.
 Rerun with
 
     python benchmarks/search_comparison.py --backend jax
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from _report import add_options, write_json
 
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument(
@@ -27,10 +29,10 @@ PARSER.add_argument(
 PARSER.add_argument("--trials", type=int, default=40)
 PARSER.add_argument("--epochs", type=int, default=3)
 PARSER.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-PARSER.add_argument(
-    "--output", type=Path, default=Path("search_comparison.json")
-)
+add_options(PARSER)
 ARGUMENTS = PARSER.parse_args()
+if ARGUMENTS.quick:
+    ARGUMENTS.trials, ARGUMENTS.epochs, ARGUMENTS.seeds = 2, 1, [0]
 
 # The quickstart reads its own arguments when it is imported.
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -140,6 +142,21 @@ def search(hypermodel: Any, seed: int, data: tuple) -> dict[str, Any]:
     }
 
 
+def write(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Writes what has been found by now."""
+    found = {
+        "benchmark": "search_comparison",
+        "backend": ARGUMENTS.backend,
+        "machine": describe_machine(),
+        "quick": ARGUMENTS.quick,
+        "epochs": ARGUMENTS.epochs,
+        "seeds": ARGUMENTS.seeds,
+        "searches": results,
+    }
+    name = f"search_comparison_{ARGUMENTS.backend}.json"
+    write_json(found, ARGUMENTS.output / name)
+
+
 def spread(values: list[float]) -> str:
     """Mean, least and largest."""
     return (
@@ -166,8 +183,9 @@ def main() -> None:
         for name, hypermodel in ARMS.items():
             result = search(hypermodel, seed, data)
             results.setdefault(name, []).append(result)
-            ARGUMENTS.output.write_text(json.dumps(results, indent=1), "utf-8")
             keras.utils.clear_session()
+            if ARGUMENTS.output:
+                write(results)
     print(
         "| search over | best validation accuracy | its test accuracy | "
         "median trial | trials above 0.9 | failed |"

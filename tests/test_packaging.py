@@ -75,6 +75,13 @@ def test_version_is_the_same_everywhere():
     assert keras_adamax.__version__ in changelog
 
 
+def test_a_search_declares_what_it_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    needed = project["project"]["optional-dependencies"]["tuning"]
+    # KerasTuner does not declare six.
+    assert {"keras-tuner>=1.4.8,<1.5", "six"} < set(needed)
+
+
 @pytest.mark.parametrize(
     "mark, ran",
     [

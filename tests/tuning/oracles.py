@@ -26,6 +26,14 @@ def make_finite_space() -> keras_tuner.HyperParameters:
     return hp
 
 
+def make_large_finite_space() -> keras_tuner.HyperParameters:
+    """Of more combinations than a test has trials."""
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("rate", [1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    hp.Int("units", 1, 9)
+    return hp
+
+
 def make_oracle(folder, **kwargs) -> OptunaOracle:
     """An oracle as every worker makes it; of one folder, one study."""
     kwargs = {

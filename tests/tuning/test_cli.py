@@ -57,6 +57,8 @@ def test_a_search_from_a_file_and_a_serialized_space(folder, capsys):
     printed = capsys.readouterr().out
     assert "a new search of 1 trials" in printed
     assert re.search(r"trial 0: [\d.e-]+ in \d+ s \| 1 of 1 done", printed)
+    # The table at the end.
+    assert re.search(r"^trial +0 *\nval_loss +[\d.e-]+", printed, re.M)
     assert f"Results are in {folder / 'out'}" in printed
     assert (folder / "out" / "best_optimizer.json").exists()
     header = (folder / "out" / "trials.csv").read_text().splitlines()[0]

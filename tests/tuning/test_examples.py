@@ -1,5 +1,7 @@
 """The examples of searches run as a user would run them, with tiny sizes."""
 
+import collections
+import csv
 import json
 import os
 import re
@@ -76,12 +78,27 @@ def test_search_digits_of_the_users_own(tmp_path):
 
 def test_search_schedules(tmp_path):
     printed = run(
-        "search_schedules.py", *("--trials=3", "--epochs=1"), folder=tmp_path
+        "search_schedules.py", *("--trials=6", "--epochs=1"), folder=tmp_path
     )
-    assert "3 of 3 done" in printed
+    assert "6 of 6 done" in printed
+    with open(tmp_path / "search_schedules_output" / "trials.csv") as file:
+        trials = list(csv.DictReader(file))
+    chosen = collections.Counter(t["learning_rate_schedule"] for t in trials)
     kinds = re.search(r"Trials of each kind: (\{.*\})", printed)
-    assert kinds and sum(json.loads(kinds[1].replace("'", '"')).values()) == 3
+    assert kinds and json.loads(kinds[1].replace("'", '"')) == chosen
+    assert len(chosen) > 1
+    # What a trial has beside its kind is of that kind.
+    for trial in trials:
+        for kind in ("cosine", "exponential"):
+            parts = [
+                value
+                for name, value in trial.items()
+                if name.startswith(f"learning_rate_{kind}_")
+            ]
+            is_chosen = trial["learning_rate_schedule"] == kind
+            assert parts and all(bool(part) == is_chosen for part in parts)
     assert "The best learning rate:" in printed
+    assert "This is the recorded score." in printed
 
 
 def blocks(language, *, file="search.md"):

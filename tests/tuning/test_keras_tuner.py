@@ -1,5 +1,6 @@
 """Space and hypermodel under KerasTuner's own tuners, as they are."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -97,9 +98,13 @@ def small_space():
     "tuner_class",
     [
         keras_tuner.RandomSearch,
-        keras_tuner.BayesianOptimization,
+        # It proposes at random until it has these.
+        functools.partial(
+            keras_tuner.BayesianOptimization, num_initial_points=1
+        ),
         keras_tuner.GridSearch,
     ],
+    ids=["RandomSearch", "BayesianOptimization", "GridSearch"],
 )
 def test_search(tuner_class, tmp_path):
     tuner, hypermodel = search(

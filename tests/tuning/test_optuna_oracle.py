@@ -15,6 +15,7 @@ from keras_adamax_tuning import (
     SearchMismatchError,
     _attempts,
     _heartbeat,
+    _owner,
 )
 from keras_adamax_tuning.optuna_oracle import AttemptLost
 
@@ -22,6 +23,7 @@ from .oracles import (
     finish,
     forget,
     make_finite_space,
+    make_large_finite_space,
     make_oracle,
     make_space,
     proposals,
@@ -56,10 +58,12 @@ def test_every_sampler_runs_max_trials_and_knows_its_best(tmp_path, sampler):
         pytest.importorskip("scipy", reason="the GP sampler needs scipy")
     if sampler == "cmaes":
         pytest.importorskip("cmaes", reason="the CMA-ES sampler needs cmaes")
-    oracle = make_oracle(tmp_path, sampler=sampler, max_trials=7)
+    # GP begins to model after 10.
+    number = 12 if sampler == "gp" else 7
+    oracle = make_oracle(tmp_path, sampler=sampler, max_trials=number)
     run(oracle)
     trials = oracle.logical_trials()
-    assert [t.number for t in trials] == list(range(7))
+    assert [t.number for t in trials] == list(range(number))
     assert {t.state for t in trials} == {"completed"}
     for t in trials:
         assert t.score == score_of(t.hyperparameters)
@@ -195,13 +199,16 @@ def test_several_workers_propose_the_set_that_one_does(tmp_path, sampler):
     assert proposals(workers[0]) == proposals(alone)
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "gp", "grid"])
 @pytest.mark.parametrize("pruner", [None, "hyperband"])
 def test_a_killed_and_resumed_search_is_as_an_undisturbed_one(
     tmp_path, sampler, pruner
 ):
     if sampler == "cmaes":
         pytest.importorskip("cmaes", reason="the CMA-ES sampler needs cmaes")
+    if sampler == "gp":
+        pytest.importorskip("torch", reason="the GP sampler needs torch")
+        pytest.importorskip("scipy", reason="the GP sampler needs scipy")
     # In memory, which is faster; `test_kills` does it with a database.
     kwargs = dict(
         sampler=sampler,
@@ -209,6 +216,8 @@ def test_a_killed_and_resumed_search_is_as_an_undisturbed_one(
         pruner=pruner,
         storage=optuna.storages.InMemoryStorage(),
     )
+    if sampler == "grid":
+        kwargs["hyperparameters"] = make_large_finite_space()
 
     def work(oracle, die_in=None):
         while True:
@@ -247,6 +256,33 @@ def test_a_killed_and_resumed_search_is_as_an_undisturbed_one(
 
 
 # Lost workers.
+
+
+def test_a_worker_elsewhere_is_judged_by_its_beats(
+    tmp_path, monkeypatch, postgresql_url
+):
+    """Of its process this machine knows nothing."""
+    kwargs = dict(
+        storage=postgresql_url,
+        heartbeat_interval=1,
+        grace_period=3,
+        max_trials=2,
+    )
+    here = make_oracle(tmp_path, **kwargs)
+    elsewhere = make_oracle(tmp_path, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(_owner, "_machine", lambda: "elsewhere")
+        trial = elsewhere.create_trial("elsewhere")
+    # By its process it would be taken for dead.
+    _owner._running_here.clear()
+    with elsewhere.heartbeat(trial.trial_id):
+        time.sleep(4)
+        other = here.create_trial("here")
+        assert other.trial_id == "0001"
+        finish(here, other)
+        assert here.create_trial("here").status == "IDLE"
+    time.sleep(4.5)
+    assert here.create_trial("here").trial_id == "0000-retry1"
 
 
 def test_a_dead_workers_trial_keeps_number_values_and_seed(tmp_path):
@@ -310,16 +346,20 @@ def test_a_worker_that_died_before_it_said_who_it_is_is_waited_for(tmp_path):
     assert oracle.create_trial("x").trial_id == "0000-retry1"
 
 
-def test_retries_end_and_the_trial_has_failed(tmp_path):
-    oracle = make_oracle(tmp_path, max_trials=2, max_retries=2)
-    for attempt in range(3):
+@pytest.mark.parametrize("max_retries", [2, None])
+def test_retries_end_and_the_trial_has_failed(tmp_path, max_retries):
+    given = {} if max_retries is None else {"max_retries": max_retries}
+    oracle = make_oracle(tmp_path, max_trials=2, **given)
+    max_retries = 3 if max_retries is None else max_retries
+    for attempt in range(1 + max_retries):
         trial = oracle.create_trial("x")
         assert oracle._running[trial.trial_id].number == 0, attempt
         forget(oracle, trial)
     run(oracle)
     failed, completed = oracle.logical_trials()
-    assert failed.state == "failed" and failed.attempts == 3
-    assert "lost 3 times" in failed.reason and "max_retries=2" in failed.reason
+    assert failed.state == "failed" and failed.attempts == 1 + max_retries
+    assert f"lost {1 + max_retries} times" in failed.reason
+    assert f"max_retries={max_retries}" in failed.reason
     assert failed.score is None and completed.state == "completed"
 
 
@@ -600,6 +640,19 @@ def test_a_resume_with_another_space_says_what_differs(tmp_path, kind, said):
 
 
 # Pruning.
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("median", optuna.pruners.MedianPruner),
+        ("hyperband", optuna.pruners.HyperbandPruner),
+        (None, optuna.pruners.NopPruner),
+    ],
+)
+def test_pruners_by_name(tmp_path, name, kind):
+    oracle = make_oracle(tmp_path, pruner=name)
+    assert type(oracle.pruner) is kind
 
 
 def test_the_median_pruner_ends_bad_trials(tmp_path):

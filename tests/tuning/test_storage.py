@@ -250,6 +250,22 @@ def test_a_read_only_sqlite_file(tmp_path):
     check_message(raised.value, "is read-only", "Make it writable")
 
 
+def test_the_driver_of_a_url_without_one(postgresql_url):
+    """Ours, in any release of SQLAlchemy."""
+    opened = _storage.open_storage(
+        postgresql_url.replace("postgresql+psycopg://", "postgresql://")
+    )
+    assert opened.engine.url.drivername == "postgresql+psycopg"
+    assert opened.engine.url.password == "secret"
+    assert opened.get_all_studies() == []
+
+
+def test_a_short_name_is_hidden_and_no_part_of_a_word():
+    with pytest.raises(StorageError, match="refused") as raised:
+        _storage.open_storage("postgresql+psycopg://u:hunter2@127.0.0.1:1/s")
+    check_message(raised.value, "Check that")
+
+
 def test_a_read_only_postgresql(postgresql_url):
     _storage.open_storage(postgresql_url)
     options = "options=-c%20default_transaction_read_only%3Don"

@@ -527,6 +527,10 @@ def test_a_slow_but_living_worker_gives_up_and_goes_on(tmp_path):
         ("completed", 2),
         ("completed", 1),
     ]
+    # Each attempt has a folder of its own.
+    names = ("0000", "0000-retry1", "0001")
+    folders = {tuner.trial_folder(name) for name in names}
+    assert len(folders) == 3 and all(any(f.iterdir()) for f in folders)
     completed = [
         t
         for t in tuner.oracle.study.trials

@@ -229,17 +229,32 @@ def test_workers_stop_when_their_parent_is_killed_and_can_be_joined(
     assert_same_trials(assert_complete(search.output), alone)
 
 
-def test_an_error_of_the_workers_is_said_once(tmp_path):
-    with pytest.raises(ValueError, match=r"does not take the data.*\(5,\)"):
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": searched.wide_data}, r"does not take the data.*\(5,\)"),
+        ({"build_model": searched.nothing}, "must return a keras.Model"),
+        ({"build_model": searched.broken_model}, "KeyError.*searched.py, line"),
+        ({"objective": "val_accuracy"}, "in the logs of `fit`: loss, mae"),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_workers_is_said_once(tmp_path, changes, words):
+    given = {
+        "build_model": searched.build_model,
+        "data": searched.load_data,
+        **changes,
+    }
+    with pytest.raises((ValueError, TypeError), match=words) as error:
         run_search(
-            searched.build_model,
-            searched.wide_data,
+            **given,
             space=searched.SPACE,
             workers=2,
             max_trials=2,
             output=tmp_path / "out",
             verbose=False,
         )
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "trials").exists()
 
 

@@ -80,6 +80,10 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
             "Received: SQLite in memory. Name a file (sqlite:///search.db), or "
             "give storage=optuna.storages.InMemoryStorage()."
         )
+    if url.drivername == "postgresql":
+        # Which driver that means depends on the release of SQLAlchemy.
+        url = url.set(drivername="postgresql+psycopg")
+        storage = url.render_as_string(hide_password=False)
     with translated_errors(storage):
         _create_tables(storage)
         opened = RDBStorage(storage, engine_kwargs=_engine_options(url))
@@ -185,9 +189,12 @@ def _explain(storage: str | BaseStorage, error: BaseException) -> str:
     if not isinstance(storage, str):
         return f"The storage of the search failed: {said}."
     url = sqlalchemy.make_url(storage)
-    for secret in (url.password, url.username):
-        if secret:
-            said = said.replace(str(secret), "***")
+    if url.password:
+        said = said.replace(str(url.password), "***")
+    if url.username:
+        # A short name may be a part of any word.
+        name = rf"(?<!\w){re.escape(url.username)}(?!\w)"
+        said = re.sub(name, "***", said)
     place = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
     shown = f"{url.drivername}://{place}/{url.database or ''}"
     if isinstance(error, (_DriverMissing, sqlalchemy_errors.NoSuchModuleError)):
