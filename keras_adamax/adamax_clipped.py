@@ -539,7 +539,7 @@ class AdamaxClipped(RestorableOptimizer):
             value = ops.convert_to_tensor(product)
             product.assign(
                 ops.where(
-                    ops.equal(value, 0.0),
+                    value == 0.0,
                     value,
                     self._next_log_beta_1_product(product.dtype),
                 )
@@ -550,11 +550,13 @@ class AdamaxClipped(RestorableOptimizer):
         product = ops.cast(self._log_beta_1_product, dtype)
         if "beta_1" in self._live.schedules:
             return product + ops.log(beta_1)
+        steps = ops.convert_to_tensor(self.iterations) + 1
         # 0 stands for a number that was the same in all steps so far: their
-        # product is then more exact than a sum of logarithms.
+        # product is then more exact than a sum of logarithms. Operators do not
+        # copy their numbers to a GPU, as `ops.equal` does, which waits for it.
         return ops.where(
-            ops.equal(product, 0.0),
-            ops.cast(self.iterations + 1, dtype) * ops.log(beta_1),
+            product == 0.0,
+            ops.cast(steps, dtype) * ops.log(beta_1),
             product + ops.log(beta_1),
         )
 
@@ -712,20 +714,37 @@ class AdamaxClipped(RestorableOptimizer):
 
     # Statistics
 
-    def clip_statistics(self) -> ClipStatistics:
+    @property
+    def clip_counts(self) -> Any | None:
+        """The totals as they are on the device, for `clip_statistics`.
+
+        Returns:
+            Variable of shape `(n, 6)`, float32, a row for each of the `n`
+            variables; `None` before the optimizer is built.
+        """
+        return self._clip_counts if self.built else None
+
+    def clip_statistics(self, rows: Any | None = None) -> ClipStatistics:
         """A snapshot of the totals, to measure from with `since`.
+
+        Args:
+            rows: NumPy array, a value of `clip_counts` that was brought to the
+                host together with others. Defaults to the present value.
 
         Returns:
             The number of gradient elements clipped and counted since the
             optimizer was built, for each variable.
         """
-        paths, rows = self._paths, np.zeros((0, statistics.ROW_LENGTH))
-        if self.built:
-            rows = self._kernel.to_numpy(self._clip_counts)
-        elif self._pending_state is not None and self._pending_state.paths:
-            paths = tuple(self._pending_state.paths)
-            rows = np.stack(self._pending_state.per_variable("clip_counts"))
-        totals = statistics.totals_from_rows(rows)
+        paths, present = self._paths, rows
+        if present is None:
+            pending = self._pending_state
+            present = np.zeros((0, statistics.ROW_LENGTH))
+            if self.built:
+                present = np.asarray(self._kernel.to_numpy(self._clip_counts))
+            elif pending is not None and pending.paths:
+                paths = tuple(pending.paths)
+                present = np.stack(pending.per_variable("clip_counts"))
+        totals = statistics.totals_from_rows(present)
         return ClipStatistics(
             clipped={p: t[0] for p, t in zip(paths, totals, strict=True)},
             counted={p: t[1] for p, t in zip(paths, totals, strict=True)},

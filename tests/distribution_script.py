@@ -41,6 +41,7 @@ class Scenario:
         not_decayed: Positions of weights without decay.
         compile: Arguments of `compile`.
         fails: Whether Keras itself cannot do it.
+        splits: Whether the weight of shape (4,) is spread over the devices.
         backends: Where it is run.
     """
 
@@ -55,6 +56,7 @@ class Scenario:
     not_decayed: tuple[int, ...] = ()
     compile: dict[str, Any] = dataclasses.field(default_factory=dict)
     fails: bool = False
+    splits: bool = False
     backends: tuple[str, ...] = ("tensorflow", "jax")
 
 
@@ -111,6 +113,15 @@ SCENARIOS = {
         backends=TF,
     ),
     "absent gradient": Scenario(absent=(1,), backends=TF),
+    "split weight": Scenario(splits=True, backends=JAX),
+    "split weight, float16": Scenario(
+        SKIP | EVERYTHING,
+        dtype="float16",
+        bad={2: (0, NAN, 1)},
+        splits=True,
+        backends=JAX,
+    ),
+    "split weight in fit": Scenario(way="fit", splits=True, backends=JAX),
     # Skipping.
     "skip NaN of the first": Scenario(SKIP, bad={2: (0, NAN, 0)}),
     "skip NaN of the last": Scenario(SKIP | EVERYTHING, bad={2: (-1, NAN, 1)}),
@@ -501,7 +512,9 @@ def run_jax(scenario, is_ours):
     import numpy as np
 
     assert len(jax.devices()) == REPLICAS["jax"]
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    keras.distribution.set_distribution(
+        split_weight() if scenario.splits else keras.distribution.DataParallel()
+    )
     values, steps = make_gradients(scenario, REPLICAS["jax"])
     if scenario.way.endswith("fit"):
         result = run_fit(
@@ -512,11 +525,54 @@ def run_jax(scenario, is_ours):
 
     def replicas_of(variable):
         value = getattr(variable, "value", variable)
+        if scenario.splits:
+            # Put together, as any device would read it.
+            return [np.asarray(value)] * REPLICAS["jax"]
         shards = [np.asarray(s.data) for s in value.addressable_shards]
         assert len(shards) == REPLICAS["jax"]
         return shards
 
-    return report(*result, replicas_of)
+    splits = {}
+    if scenario.splits:
+        splits = {"split": parts_of(*result), "split bfloat16": parts_of()}
+    return report(*result, replicas_of) | splits
+
+
+def split_weight():
+    """Spreads the weight of shape (4,), its bfloat16 twin, and their state."""
+    import keras
+
+    mesh = keras.distribution.DeviceMesh((1, 4), ("batch", "model"))
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*weight_1$"] = ("model",)
+    return keras.distribution.ModelParallel(layout_map=layouts)
+
+
+def parts_of(optimizer=None, variables=None):
+    """Shape of what a device has, of each weight, its momentum and its norm.
+
+    By default of a bfloat16 weight, before any step.
+    """
+    import keras
+    import numpy as np
+
+    from keras_adamax import AdamaxClipped
+
+    if optimizer is None:
+        values = [np.ones(shape, "float32") for shape in SHAPES]
+        variables = [
+            keras.Variable(value, dtype="bfloat16", name=f"weight_{i}")
+            for i, value in enumerate(values)
+        ]
+        optimizer = AdamaxClipped()
+        optimizer.build(variables)
+    return [
+        [
+            list(v.value.sharding.shard_shape(v.value.shape))
+            for v in (variable, optimizer._momentums[i], optimizer._norms[i])
+        ]
+        for i, variable in enumerate(variables)
+    ]
 
 
 def main(path):

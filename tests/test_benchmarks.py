@@ -169,6 +169,37 @@ def test_fit(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
+def test_callback_overhead(tmp_path):
+    printed, results = run(
+        "callback_overhead.py", tmp_path, "--epochs", "1", "--log-dir"
+    )
+    assert results["backend"] == BACKEND and results["batches"] == 12
+    assert list(results["arms"]) == ["without", "each epoch", "each 10 batches"]
+    assert set(results["arms"]["without"]["ratios"]) == {1.0}
+    for arm in results["arms"].values():
+        assert len(arm["ratios"]) == len(arm["seconds"]) == 2
+        assert min(arm["seconds"]) > 0
+    # The limits, and the one number that is held against each.
+    assert results["bars"] == [
+        {
+            "arm": arm,
+            "limit": limit,
+            "value": results["arms"][arm]["ratio"]["median"],
+            "met": None,
+        }
+        for arm, limit in (("each epoch", 1.02), ("each 10 batches", 1.10))
+    ]
+    assert printed.count("not judged") == 2
+
+
+def test_import_time(tmp_path):
+    _, results = run("import_time.py", tmp_path, "--backend", BACKEND)
+    assert results["backend"] == BACKEND
+    added = results["added"]
+    assert added["cpu"]["median_ms"] > 0 and added["elapsed"]["median_ms"] > 0
+    assert "keras_adamax.adamax_clipped" in results["modules_ms"]
+
+
 @pytest.mark.parametrize("percent", workloads.CLIP_MULTIPLIERS)
 def test_share_of_clipped_elements(percent):
     shapes = ((64, 64), (64,))

@@ -1,4 +1,4 @@
-"""`MirroredStrategy` and `DataParallel` give what one device gives."""
+"""`MirroredStrategy`, `DataParallel` and `ModelParallel` against one device."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from tests.distribution_script import (
     CONFIG,
     REPLICAS,
     SCENARIOS,
+    SHAPES,
     STEPS,
     make_gradients,
 )
@@ -166,6 +167,15 @@ def test_is_as_on_one_device(name, results):
         assert 0 < oracle.clip_rate() < 1
     else:
         assert set(result["clip_rates"]) == {0.0}
+
+
+@pytest.mark.parametrize("name", [n for n, s in HERE.items() if s.splits])
+def test_state_is_split_as_its_weight_is(name, results):
+    """And not gathered: each device has the state of its part alone."""
+    whole = [list(shape) for shape in SHAPES]
+    expected = [[shape] * 3 for shape in (whole[0], [1], whole[2])]
+    assert results[name]["split"] == expected
+    assert results[name]["split bfloat16"] == expected
 
 
 @pytest.mark.parametrize("name", [n for n, s in HERE.items() if s.fails])

@@ -63,8 +63,8 @@ ATTRIBUTES = {
 }
 # Of variables and of torch; `tests/kernels` has the tests.
 IN_KERNELS = {"_foreach_copy_", "_value", "_version"}
-# Reached by `getattr` with a default.
-BY_NAME = {"_h5_entry_group", "_layout"}
+# Reached by `getattr` with a default, which would hide that they are gone.
+BY_NAME = {"_exclude_from_weight_decay_pattern", "_h5_entry_group", "_layout"}
 
 
 class Recorder(Optimizer):
@@ -127,11 +127,17 @@ def test_every_private_name_in_use_is_known_here():
     """Who uses another one adds it here, and a test for it below."""
     package = pathlib.Path(keras_adamax.__file__).parent
     files = [*package.glob("*.py"), *package.glob("kernels/*.py")]
-    used, ours = set(), set()
+    used, ours, by_name = set(), set(), set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 ours.add(node.name)
+            if isinstance(node, ast.Call) and (
+                ast.unparse(node.func) in ("getattr", "hasattr")
+            ):
+                name = node.args[1]
+                if isinstance(name, ast.Constant) and name.value[0] == "_":
+                    by_name.add(name.value)
             if not isinstance(node, ast.Attribute):
                 continue
             name = node.attr
@@ -144,6 +150,7 @@ def test_every_private_name_in_use_is_known_here():
     known = {name for name in METHODS if name.startswith("_")} | ATTRIBUTES
     known |= IN_KERNELS
     assert used - ours <= known
+    assert by_name - ours == BY_NAME
     assert overridden & used <= known
 
 
@@ -347,6 +354,32 @@ class TestAttributes:
         assert [a.shape for a in accumulators] == [v.shape for v in variables]
         tracked = {id(v) for v in optimizer._variables}
         assert {id(averages[0]), *map(id, accumulators)} <= tracked
+
+    def test_names_that_are_excluded_from_weight_decay(self):
+        """Saved with the state."""
+        optimizer = Recorder(learning_rate=1.0)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma"])
+        pattern = optimizer._exclude_from_weight_decay_pattern
+        # From a set.
+        assert set(pattern.pattern.split("|")) == {"bias", "gamma"}
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_the_layout_of_a_variable(self, dtype):
+        """State that is not of the weight's dtype gets it by its name."""
+        layout = None
+        if BACKEND == "jax":
+            mesh = keras.distribution.DeviceMesh(
+                (1,), ["model"], keras.distribution.list_devices()[:1]
+            )
+            layout = keras.distribution.TensorLayout(["model"], mesh)
+        variable = keras.Variable(
+            np.ones(3, "float32"), dtype=dtype, layout=layout, name="weight"
+        )
+        assert variable._layout is layout
+        optimizer = AdamaxClipped()
+        optimizer.build([variable])
+        assert optimizer._momentums[0]._layout is layout
+        assert optimizer._norms[0]._layout is layout
 
     def test_iterations_count_updates_and_the_variable_counts_calls(self):
         optimizer = Recorder(learning_rate=1.0, gradient_accumulation_steps=3)

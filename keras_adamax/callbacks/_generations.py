@@ -47,12 +47,29 @@ class Generations:
         ]
         return sorted(found, key=_number, reverse=True)
 
+    def check_writable(self) -> None:
+        """Makes the folder, and a file in it for a moment.
+
+        Raises:
+            OSError: If that is not possible.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.clean()
+        probe = self.folder / f"{_TEMPORARY}probe"
+        probe.mkdir()
+        (probe / "file").write_bytes(b"x")
+        (probe / "file").unlink()
+        probe.rmdir()
+
     def write(self, state: Any, write_files: Callable[[Path], None]) -> Path:
         """Adds a generation, and removes all but it and the one before.
 
         Args:
             state: JSON.
             write_files: Writes files into the folder that it is given.
+
+        Raises:
+            OSError: If it cannot be written. The others are as they were.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.clean()
@@ -60,8 +77,24 @@ class Generations:
         number = _number(older[0]) + 1 if older else 1
         temporary = self.folder / f"{_TEMPORARY}{number:08d}"
         temporary.mkdir()
-        write_files(temporary)
-        files = sorted(path for path in temporary.iterdir())
+        try:
+            self._write_content(temporary, state, write_files)
+        except OSError:
+            # A full disk needs the room for the next.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        path = self.folder / f"{_PREFIX}{number:08d}"
+        os.rename(temporary, path)
+        _files.sync_folder(self.folder)
+        for old in older[1:]:
+            self.remove(old)
+        return path
+
+    def _write_content(
+        self, folder: Path, state: Any, write_files: Callable[[Path], None]
+    ) -> None:
+        write_files(folder)
+        files = sorted(path for path in folder.iterdir())
         for path in files:
             _files.sync(path)
         content = {
@@ -70,15 +103,9 @@ class Generations:
         }
         text = json.dumps(content, default=_to_json)
         checksum = hashlib.sha256(text.encode()).hexdigest()
-        (temporary / _STATE).write_text(f"{checksum}\n{text}\n", "utf-8")
-        _files.sync(temporary / _STATE)
-        _files.sync_folder(temporary)
-        path = self.folder / f"{_PREFIX}{number:08d}"
-        os.rename(temporary, path)
-        _files.sync_folder(self.folder)
-        for old in older[1:]:
-            self.remove(old)
-        return path
+        (folder / _STATE).write_text(f"{checksum}\n{text}\n", "utf-8")
+        _files.sync(folder / _STATE)
+        _files.sync_folder(folder)
 
     def read(self, path: Path) -> Any:
         """The state of a generation whose files are all intact.

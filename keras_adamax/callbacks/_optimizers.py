@@ -56,12 +56,21 @@ def updates(optimizers: Sequence[Any]) -> Any:
 
     Of several optimizers the one that has made most counts: they take turns.
     """
-    iterations = [ops.convert_to_tensor(o.iterations) for o in optimizers]
+    iterations = [value_of(o.iterations) for o in optimizers]
     if not iterations:
         return ops.zeros((), "int32")
     if len(iterations) == 1:
         return iterations[0]
     return ops.max(ops.stack([ops.cast(i, "int32") for i in iterations]))
+
+
+def value_of(variable: Any) -> Any:
+    """The value where it is, without a copy.
+
+    On TensorFlow, `ops.convert_to_tensor` gives the variable back, and a graph
+    that is handed a variable of Keras brings it to the host to look at it.
+    """
+    return ops.cast(variable, variable.dtype)
 
 
 def unique_names(paths: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_adamax import _validation
-from keras_adamax.callbacks import _event_files, _optimizers
+from keras_adamax.callbacks import _callback_list, _event_files, _optimizers
 from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._csv_file import CsvFile
 from keras_adamax.callbacks._event_files import EventFile
@@ -102,7 +102,7 @@ class Recorder(keras.callbacks.Callback):
         self._records = Records()
         self._csv: CsvFile | None = None
         self._events: EventFile | None = None
-        self._has_warned_of_history = False
+        self._has_warned_of_order = False
         self._reset()
 
     def _reset(self) -> None:
@@ -111,6 +111,7 @@ class Recorder(keras.callbacks.Callback):
         self._run = 0
         self._epoch = 0
         self._optimizers: list[Any] = []
+        self._callbacks: list[Any] = []
         self._has_begun_training = False
         self._has_begun_run = False
         self._has_window = False
@@ -244,6 +245,7 @@ class Recorder(keras.callbacks.Callback):
         self._thread = threading.get_ident()
         self._has_begun_training = True
         model = self.model
+        self._callbacks = _callback_list.running()
         self._optimizers = _optimizers.of_model(model)
         self._check_model()
         self._counter = make_counter(self.params, model)
@@ -293,7 +295,6 @@ class Recorder(keras.callbacks.Callback):
     ) -> None:
         """Begins a run, or continues one, in the first epoch."""
         self._check_thread()
-        self._warn_of_history()
         self._epoch = epoch
         if not self._has_begun_run:
             self._begin_run(epoch)
@@ -355,6 +356,7 @@ class Recorder(keras.callbacks.Callback):
         if logs is not None:
             logs.update(dict.fromkeys(self.summary_keys, math.nan))
             logs.update(self._summary)
+        self._warn_of_order()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Writes what is left and closes the files."""
@@ -362,7 +364,6 @@ class Recorder(keras.callbacks.Callback):
         if not self._has_begun_run and self._restored is not None:
             self._begin_run(0)  # it had been trained to the end
         self._finish_pending(at_once=True)
-        self._warn_of_history()
         self._end_windows()
         self._has_window = False
         if self._csv is not None:
@@ -632,32 +633,41 @@ class Recorder(keras.callbacks.Callback):
         }
         self._events.write(block.moment.step, scalars, histograms)
 
-    def _warn_of_history(self) -> None:
-        """Says once that `logs` come too late for a History before us."""
-        if self._has_warned_of_history or not self._has_begun_run:
+    def _warn_of_order(self) -> None:
+        """Says once that `logs` come too late for callbacks before us.
+
+        The first logger of the list speaks for all of them.
+        """
+        callbacks, self._callbacks = self._callbacks, []
+        leader = next((c for c in callbacks if isinstance(c, Recorder)), None)
+        if leader is not self or self._has_warned_of_order:
             return
-        history: Any = getattr(self._model, "history", None)
-        if not isinstance(history, keras.callbacks.History):
+        late = _callback_list.find_late(callbacks, Recorder)
+        if late is None:
             return
-        if not getattr(history, "epoch", None):
-            return
-        logged = history.history
-        missing = [key for key in self.summary_keys if key not in logged]
-        if missing:
-            self._has_warned_of_history = True
-            name = type(self).__name__
-            warnings.warn(
-                f"History lacks {_join(missing)} after the first epoch: it "
-                f"stands before {name} in the list of callbacks, and a logger "
-                f"reaches only those behind it. Put {name} first.",
-                stacklevel=2,
-            )
+        self._has_warned_of_order = True
+        is_one = len(late.callbacks) == 1
+        loggers = _join(late.loggers)
+        warnings.warn(
+            f"{_join(late.callbacks)} {'lacks' if is_one else 'lack'} "
+            f"{_join(late.keys)} after the first epoch: "
+            f"{'it stands' if is_one else 'they stand'} before {loggers} in "
+            "the list of callbacks, and a logger reaches only those behind "
+            f"it. Put {loggers} first.",
+            stacklevel=2,
+        )
 
     # Serialization
 
     def __getstate__(self) -> dict[str, Any]:
-        # A `fit` that failed leaves its files open, which nothing can copy.
-        return {**self.__dict__, "_csv": None, "_events": None}
+        # A `fit` that failed leaves its files open, which nothing can copy,
+        # and the other callbacks are not ours to copy.
+        return {
+            **self.__dict__,
+            "_csv": None,
+            "_events": None,
+            "_callbacks": [],
+        }
 
     def get_config(self) -> dict[str, Any]:
         """The arguments; records are saved by `save_records`."""

@@ -16,6 +16,10 @@ NO_GRADIENT = (
     "is None"
 )
 ZERO_GRADIENT = "its gradient is zero or absent"
+# Of an optimizer whose state we do not know. Lion's steps are of one size.
+ZERO_OR_CANCELLED = (
+    f"{ZERO_GRADIENT}, or its steps were too small or cancelled out"
+)
 TOO_SMALL = (
     "each step is smaller than the rounding of its dtype, or its gradient has "
     "become zero"
@@ -65,7 +69,7 @@ def reasons(
 def _of_other(optimizers: Sequence[Any], all_unchanged: bool) -> str:
     own = [o for o in optimizers if not _is_trusted(o)]
     if not all_unchanged or not own:
-        return ZERO_GRADIENT
+        return ZERO_OR_CANCELLED
     names = ", ".join(sorted({type(o).__name__ for o in own}))
     return (
         f"the optimizer's `update_step` did not assign anything ({names}): "

@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_adamax import kernels
+from keras_adamax.callbacks import _optimizers
 from keras_adamax.update_rule import compute_dtype
 
 Tensor = Any
@@ -66,23 +67,22 @@ class WeightChanges:
         """The changes since the last call, or since construction.
 
         Args:
-            step: Integer scalar, brought to the host in the same transfer.
+            step: Integer tensor, a scalar: to the host in the same transfer.
 
         Returns:
             The step and one `WeightChange` a variable.
         """
-        current = [ops.convert_to_tensor(v) for v in self.variables]
+        current = [_optimizers.value_of(v) for v in self.variables]
         packed = self._kernel.measure(
             self._function,
-            _pack,
+            pack,
             self._previous,
             current,
-            ops.convert_to_tensor(step),
+            step,
         )
         values = ops.convert_to_numpy(packed).astype("float64")
         # Now that the result is here, nothing needs the old copy any more.
         self._kernel.overwrite(self._previous, current)
-        high, low = values[-2:]
         rows = values[:-2].reshape(len(current), -1)
         changes = []
         for row in rows:
@@ -95,7 +95,7 @@ class WeightChanges:
                     counts=row[4:] if self._with_counts else None,
                 )
             )
-        return int(high) * STEP_BASE + int(low), changes
+        return unpack_step(values[-2:]), changes
 
     def get_previous(self) -> list[np.ndarray]:
         """The copy on the host, to save it (float32 for half precision)."""
@@ -124,8 +124,8 @@ def _norm(largest: float, squares: float) -> float:
     return float(largest * math.sqrt(squares)) if largest else float(squares)
 
 
-def _pack(parts: Sequence[Tensor], step: Tensor) -> Tensor:
-    """One vector of the measures of all variables, and the step."""
+def pack(parts: Sequence[Tensor], step: Tensor) -> Tensor:
+    """One vector of these vectors, and of the step, an integer scalar."""
     dtype = "float32"
     if any(
         keras.backend.standardize_dtype(p.dtype) == "float64" for p in parts
@@ -134,6 +134,12 @@ def _pack(parts: Sequence[Tensor], step: Tensor) -> Tensor:
     limbs = [ops.floor_divide(step, STEP_BASE), ops.mod(step, STEP_BASE)]
     parts = [*parts, ops.stack([ops.cast(limb, dtype) for limb in limbs])]
     return ops.concatenate([ops.cast(part, dtype) for part in parts])
+
+
+def unpack_step(limbs: np.ndarray) -> int:
+    """The step, from the last two elements of what `pack` gave."""
+    high, low = limbs
+    return int(high) * STEP_BASE + int(low)
 
 
 def _measure(

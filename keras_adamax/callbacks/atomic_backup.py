@@ -1,6 +1,10 @@
 """`AtomicBackup`: a stopped or killed `fit` goes on as if nothing happened."""
 
+import errno
+import math
 import os
+import re
+import shutil
 import threading
 import warnings
 from collections.abc import Mapping
@@ -21,6 +25,12 @@ from keras_adamax.callbacks._records import Block, from_lines, to_lines
 _WEIGHTS = "model.weights.h5"
 _ARRAYS = "arrays.npz"
 _JOURNAL = "records-{}-{}.csv"
+# What HDF5 adds for a variable or a layer, at most.
+_HDF5_BYTES = 2**12
+
+
+class _Hdf5Error(OSError):
+    """HDF5 could not end a file; if it goes on, it may crash the process."""
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -45,6 +55,10 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     what callbacks have done by then belongs to the backup. The state of
     others (EarlyStopping's patience, say) does not, as in Keras.
 
+    Where a backup cannot be written in the middle of a `fit`, because the disk
+    is full, say, there is one warning and training goes on. The backups before
+    are kept, and it tries again when the next one is due.
+
     Args:
         backup_dir: Folder for the backups of one `fit`, and for nothing else.
         save_freq: `"epoch"`, or an integer >= 1: a number of batches, counted
@@ -58,6 +72,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         TypeError: If an argument is of a wrong type.
         ValueError: If an argument is out of range. In `fit`: if the model is
             not built, or a logger stands behind this callback.
+        OSError: In `fit`, if backups cannot be written when it begins.
         RuntimeError: In `fit`, if there are backups and all are damaged.
 
     Example:
@@ -126,6 +141,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._history: dict[str, Any] | None = None
         self._journaled: dict[str, int] = {}
         self._has_restored = False
+        self._has_warned = False
+        self._has_given_up = False
 
     @property
     def _folder(self) -> Path:
@@ -152,6 +169,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                     "before the logger has recorded it."
                 )
         self._counter = make_counter(self.params, model)
+        self._prepare_folder()
         restored = self._read_newest()
         if restored is None:
             for journal in self._folder.glob(_JOURNAL.format("*", "*")):
@@ -216,7 +234,56 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
 
     # Saving
 
+    def _prepare_folder(self) -> None:
+        """Makes sure that backups can be written, before anything is trained.
+
+        Raises:
+            OSError: If they cannot.
+        """
+        try:
+            Generations(self._folder).check_writable()
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                "AtomicBackup cannot write its backups there: "
+                f"{error.strerror}. Free or change the place, or give another "
+                "`backup_dir`",
+                str(self._folder),
+            ) from error
+
     def _save(
+        self, epoch: int, batch: int, logs: Mapping[str, Any] | None
+    ) -> None:
+        """Writes a generation, or warns once that it cannot.
+
+        Args:
+            epoch: See `_write_generation`.
+            batch: See there.
+            logs: See there.
+        """
+        self._last_total = self._counter.total
+        if self._has_given_up:
+            return
+        try:
+            self._write_generation(epoch, batch, logs)
+        except OSError as error:
+            self._has_given_up = isinstance(error, _Hdf5Error)
+            if self._has_warned and not self._has_given_up:
+                return
+            self._has_warned = True
+            then = "it tries again when the next is due"
+            if self._has_given_up:
+                then = "no more are made in this `fit`: HDF5 might crash"
+            # h5py's own words are some lines.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            warnings.warn(
+                f"AtomicBackup cannot write a backup to {self._folder} (epoch "
+                f"{self._epoch + 1}): {reason}. Training goes on. The backups "
+                f"before are kept, and {then}.",
+                stacklevel=2,
+            )
+
+    def _write_generation(
         self, epoch: int, batch: int, logs: Mapping[str, Any] | None
     ) -> None:
         """Writes a generation.
@@ -225,8 +292,10 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             epoch: The epoch to begin with when it is restored.
             batch: Batches of that epoch that the weights have seen.
             logs: Logs of an epoch that has ended just now.
+
+        Raises:
+            OSError: If it cannot be written. The ones before are as they were.
         """
-        self._last_total = self._counter.total
         model = self.model
         self._folder.mkdir(parents=True, exist_ok=True)
         arrays = {
@@ -256,7 +325,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         }
 
         def write_files(folder: Path) -> None:
-            model.save_weights(folder / _WEIGHTS)
+            _save_weights(model, folder / _WEIGHTS)
             np.savez(folder / _ARRAYS, **arrays)
 
         Generations(self._folder).write(content, write_files)
@@ -270,9 +339,15 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         path = self._folder / journal
         blocks = recorder.record_blocks
         done = self._journaled.get(journal, 0)
-        with open(path, "ab") as file:
-            file.write("".join(map(to_lines, blocks[done:])).encode())
-        _files.sync(path)
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write("".join(map(to_lines, blocks[done:])).encode())
+            _files.sync(path)
+        except OSError:
+            if path.exists():  # what follows must not stand in a torn line
+                os.truncate(path, before)
+            raise
         self._journaled[journal] = len(blocks)
         return path.stat().st_size
 
@@ -420,6 +495,40 @@ def _journals(model: Any) -> dict[str, Recorder]:
         number = sum(type(r).__name__ == name for r in result.values())
         result[_JOURNAL.format(name, number)] = recorder
     return result
+
+
+def _save_weights(model: Any, path: Path) -> None:
+    """Saves weights, if there is room: HDF5 does not survive a full disk.
+
+    Raises:
+        OSError: If there is none.
+        _Hdf5Error: If the file system has refused something all the same.
+    """
+    if shutil.disk_usage(path.parent).free < _bytes_of_weights(model):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    try:
+        model.save_weights(path)
+    except (OSError, RuntimeError) as error:
+        # The latter where it fails when the file is closed.
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise _Hdf5Error(code, os.strerror(code), str(path)) from error
+
+
+def _bytes_of_weights(model: Any) -> int:
+    """What a file of the weights needs, rather more than less."""
+    variables = list(model.variables)
+    if model.optimizer is not None:
+        variables += model.optimizer.variables
+    # Half precision may be saved as float32; float64 has 8 bytes.
+    return sum(
+        8 * math.prod(v.shape)
+        if keras.backend.standardize_dtype(v.dtype).endswith("64")
+        else 4 * math.prod(v.shape)
+        for v in variables
+    ) + _HDF5_BYTES * (len(variables) + len(model.layers) + 8)
 
 
 def _unsaved_variables(model: Any) -> list[Any]:

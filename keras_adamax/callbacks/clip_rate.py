@@ -9,7 +9,7 @@ import numpy as np
 from keras import saving
 
 from keras_adamax.adamax_clipped import AdamaxClipped
-from keras_adamax.callbacks import _optimizers
+from keras_adamax.callbacks import _clip_counts, _optimizers
 from keras_adamax.callbacks._recorder import Measurement, Recorder
 from keras_adamax.statistics import ClipStatistics
 
@@ -32,7 +32,9 @@ class ClipRateLogger(Recorder):
     callbacks behind it. These see `clip_rate`, over all variables together;
     with a number of batches as `update_freq` it is that of the last record
     (NaN before the first), and the progress bar shows it from the next batch
-    on. `records` and the files hold the rate of every variable.
+    on. `records` and the files hold the rate of every variable. If a callback
+    of Keras stands before it that lacks the key, a warning says so after the
+    first epoch.
 
     Args:
         update_freq: `"epoch"` for a record at the end of each epoch, or an
@@ -133,14 +135,14 @@ class ClipRateLogger(Recorder):
         optimizers = self._ours()
         if not optimizers:
             self._check_model()
-        step = self._read_step()
-        before, self._snapshots = self._snapshots, []
+        before = self._snapshots
+        step, self._snapshots = _clip_counts.read(self._optimizers)
         names: list[str] = []
         rates: list[float] = []
         clipped = counted = 0
-        for i, optimizer in enumerate(optimizers):
-            now = optimizer.clip_statistics()
-            self._snapshots.append(now)
+        for i, (optimizer, now) in enumerate(
+            zip(optimizers, self._snapshots, strict=True)
+        ):
             elapsed = self._since(now, before[i] if i < len(before) else None)
             if elapsed is None:
                 names += now.counted

@@ -38,7 +38,9 @@ class WeightDeltaLogger(Recorder):
     all weights together; with a number of batches as `update_freq` those of
     the last record (NaN before the first), and the progress bar shows them
     from the next batch on. `records` and the files hold those of every
-    variable, by its path, and event files also a histogram of the change.
+    variable, by its path, and event files also a histogram of the change. If a
+    callback of Keras stands before it that lacks the keys, a warning says so
+    after the first epoch.
 
     Variables are those that are trainable when `fit` begins. A model that is
     built in its first batch (TensorFlow only) is measured from its second.

@@ -22,6 +22,7 @@ from keras_adamax.kernels import SETTING, Step
 from keras_adamax.kernels._torch_tensors import (
     Tensors,
     add_counts,
+    integers,
     not_clipped,
     small_groups,
 )
@@ -123,7 +124,7 @@ def _update_joined(
         torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
             part, list(whole.split(sizes))
         )
-    lengths = torch.tensor(sizes, device=mask.device)
+    lengths = integers(tuple(sizes), mask.device)
     # `unsafe`: a check of the lengths would wait for the device.
     return torch.segment_reduce(
         mask, "sum", lengths=lengths, unsafe=True, initial=0
@@ -165,7 +166,8 @@ def _rule(
     new_u = torch.maximum(beta_2 * u, g.abs())
     denominator = new_u + epsilon
     is_zero = denominator == 0
-    denominator = bias_correction * torch.where(is_zero, 1.0, denominator)
+    # Not `where`: it would copy the number to the device, and wait.
+    denominator = bias_correction * denominator.masked_fill(is_zero, 1.0)
     change = torch.where(
         is_zero, 0.0 * new_m, learning_rate * new_m / denominator
     )

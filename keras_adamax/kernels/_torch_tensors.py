@@ -1,5 +1,6 @@
 """What a step is about, as torch tensors: lists with an entry a variable."""
 
+import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,16 @@ def small_groups(
         yield group
 
 
+@functools.lru_cache(maxsize=256)
+def integers(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """A vector on a device, which nobody may change: it is kept.
+
+    A copy from the host waits for all that the device was given before, and
+    these are the same in every step. Of other models they are dropped in time.
+    """
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
 def add_counts(
     step: Step,
     indices: Sequence[int],
@@ -147,13 +158,13 @@ def add_counts(
     """Adds to the statistics of some of the optimizer's variables."""
     assert step.clip_counts is not None
     rows = step.clip_counts.value
-    where = torch.tensor(indices, device=rows.device)
+    where = integers(tuple(indices), rows.device)
     rows.index_copy_(
         0,
         where,
         statistics.add_to_rows(
             rows.index_select(0, where),
             clipped.to(rows.device),
-            torch.tensor(counted, device=rows.device),
+            integers(tuple(counted), rows.device),
         ),
     )

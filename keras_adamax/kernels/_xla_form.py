@@ -134,8 +134,12 @@ def clipped_parts(g: Tensor, u: Tensor, in_slabs: bool) -> list[Tensor]:
         u: Infinity norm after the step.
         in_slabs: As for `parts`.
     """
-    g = ops.cast(g, u.dtype)
-    return parts(lambda g, u: ops.abs(g) > u, [g, u], in_slabs)
+
+    def is_clipped(g: Tensor, u: Tensor) -> Tensor:
+        # A slab is cast, for XLA would keep all of a gradient that was.
+        return ops.abs(ops.cast(g, u.dtype)) > u
+
+    return parts(is_clipped, [g, u], in_slabs)
 
 
 def parts(

@@ -10,6 +10,9 @@ import keras
 import numpy as np
 import torch
 
+# In a scope without state, nothing is assigned in place.
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
 from keras_adamax.kernels import (
     Step,
     _torch_compiled,
@@ -172,9 +175,9 @@ def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
 def apply_if(
     finite: Tensor,
     optimizer: Any,
-    apply: Callable[[list, list], None],
+    apply: Callable[[list, list | None], None],
     gradients: list,
-    variables: list,
+    variables: list | None,
     skipped_steps: keras.Variable,
 ) -> None:
     """Calls `apply(gradients, variables)` or counts a skipped step.
@@ -196,29 +199,37 @@ def apply_if(
         return
     state = {id(v) for v in (*optimizer._momentums, *optimizer._norms)}
     small = [v.value for v in optimizer.variables if id(v) not in state]
-    kept = [value.clone() for value in small]
+    kept = [(value, value._version, value.clone()) for value in small]
     token = _allowed.set(finite)
     try:
         apply(gradients, variables)
     finally:
         _allowed.reset(token)
-    for value, old in zip(small, kept, strict=True):
-        value.copy_(torch.where(finite, value, old))
+    for value, version, old in kept:
+        # Who is written to is read again: exclusions, which would wait.
+        if value._version != version:
+            value.copy_(torch.where(finite, value, old))
     skipped_steps.assign_add((~finite).to(skipped_steps.value.dtype))
 
 
-def _can_select(optimizer: Any, gradients: list, variables: list) -> bool:
+def _can_select(
+    optimizer: Any, gradients: list, variables: list | None
+) -> bool:
     """Whether nothing but the fused update changes large variables."""
+    # Without a list they are those that it was built with.
+    changed = optimizer._trainable_variables if variables is None else variables
     return (
         optimizer._kernel_choice != "reference"
-        and optimizer.weight_decay is None
+        and not in_stateless_scope()
+        # The attribute would be read from the device.
+        and "weight_decay" not in optimizer._live.written
         and not optimizer.use_ema
         and not optimizer.gradient_accumulation_steps
         and not any(is_sparse(gradient) for gradient in gradients)
         and all(
             variable.constraint is None
             and not getattr(variable, "overwrite_with_gradient", False)
-            for variable in variables
+            for variable in changed
         )
     )
 

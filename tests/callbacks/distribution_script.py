@@ -108,6 +108,7 @@ def main(path):
             [tf.config.LogicalDeviceConfiguration()] * DEVICES[BACKEND],
         )
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        assert strategy.num_replicas_in_sync == 2
         scopes = {
             "one device": contextlib.nullcontext(),
             "MirroredStrategy": strategy.scope(),

@@ -1,5 +1,6 @@
 """A run that was killed ends as one that was not."""
 
+import errno
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from keras_adamax import (
     ClipRateLogger,
     WeightDeltaLogger,
 )
-from keras_adamax.callbacks import _files, _generations
+from keras_adamax.callbacks import _files, _generations, atomic_backup
 from tests.callbacks import training
 
 EPOCHS = 4
@@ -277,6 +278,135 @@ def test_a_crash_at_any_step_of_a_backup(whole, tmp_path, monkeypatch):
         assert_same(whole, run.outcome(run.fit()))
 
 
+FILES = [
+    "records-ClipRateLogger-0.csv",
+    "records-WeightDeltaLogger-0.csv",
+    "model.weights.h5",
+    "arrays.npz",
+    "state.json",
+]
+
+
+class TestFullDisk:
+    def fill(self, monkeypatch, name, is_full):
+        """The disk takes half of a file, when `is_full(number of backup)`."""
+        numbers = iter(range(1, 1000))
+        sync = _files.sync
+
+        def failing(path):
+            if path.name == name and is_full(next(numbers)):
+                os.truncate(path, path.stat().st_size - 9)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(path)
+
+        monkeypatch.setattr(_files, "sync", failing)
+
+    def warning(self, function, *arguments):
+        """What a function returns, and its only warning."""
+        with pytest.warns(UserWarning) as caught:
+            result = function(*arguments)
+        (text,) = training.user_warnings(caught)
+        assert "AtomicBackup cannot write a backup to" in text
+        assert "No space left on device. Training goes on." in text
+        return result, text
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_at_the_second_of_four(self, name, whole, tmp_path, monkeypatch):
+        self.fill(monkeypatch, name, lambda number: number == 2)
+        run = Run(tmp_path, delete_checkpoint=False)
+        history, text = self.warning(run.fit)
+        assert str(tmp_path / "backup") in text and "(epoch 2)" in text
+        assert int(run.model.optimizer.iterations) == 6 * EPOCHS
+        assert_same(whole, run.outcome(history))
+        # Nothing is left of what failed, and the last two are intact.
+        generations = _generations.Generations(tmp_path / "backup")
+        assert [
+            generations.read(path)["epoch"] for path in generations.paths()
+        ] == [4, 3]
+        assert not list((tmp_path / "backup").glob("unfinished-*"))
+        assert_same(whole, run.outcome(run.fit()))
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_and_then_killed(self, name, whole, tmp_path, monkeypatch):
+        self.fill(monkeypatch, name, lambda number: number >= 2)
+        run = Run(tmp_path)
+
+        def stopped():
+            with pytest.raises(KeyboardInterrupt):
+                run.fit(Stop(3, 2))
+
+        self.warning(stopped)
+        assert int(run.model.optimizer.iterations) == 20
+        generations = _generations.Generations(tmp_path / "backup")
+        (path,) = generations.paths()
+        assert generations.read(path)["epoch"] == 1
+        monkeypatch.undo()
+        assert_same(whole, run.outcome(run.fit()))
+
+    def test_at_the_first(self, whole, tmp_path, monkeypatch):
+        self.fill(monkeypatch, "state.json", lambda number: True)
+        run = Run(tmp_path)
+        history, _ = self.warning(run.fit)
+        assert_same(whole, run.outcome(history))
+        assert not (tmp_path / "backup").exists()
+
+    def test_no_room_is_seen_before_hdf5_meets_it(
+        self, whole, tmp_path, monkeypatch
+    ):
+        # It may crash the process.
+        run = Run(tmp_path, delete_checkpoint=False)
+        numbers = iter(range(1, 1000))
+        usage = atomic_backup.shutil.disk_usage
+
+        def nearly_full(path):
+            free = 100 if next(numbers) in (2, 3) else 2**30
+            return usage(path)._replace(free=free)
+
+        monkeypatch.setattr(atomic_backup.shutil, "disk_usage", nearly_full)
+        history, _ = self.warning(run.fit)
+        assert_same(whole, run.outcome(history))
+        paths = _generations.Generations(tmp_path / "backup").paths()
+        assert len(paths) == 2
+        size = (paths[0] / "model.weights.h5").stat().st_size
+        assert size <= atomic_backup._bytes_of_weights(run.model)
+
+    def test_after_hdf5_has_failed_it_is_left_alone(
+        self, whole, tmp_path, monkeypatch
+    ):
+        run = Run(tmp_path, delete_checkpoint=False)
+        calls = []
+        save = run.model.save_weights
+
+        def failing(path):
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, "of HDF5 (errno = 28)")
+            save(path)
+
+        monkeypatch.setattr(run.model, "save_weights", failing)
+        history, text = self.warning(run.fit)
+        assert "no more are made in this `fit`" in text
+        assert_same(whole, run.outcome(history))
+        assert len(calls) == 2
+        monkeypatch.undo()
+        assert_same(whole, run.outcome(run.fit()))
+
+    def test_h5py_raises_something_else(self, tmp_path, monkeypatch):
+        class Model:
+            text = "Can't decrement id ref count (time = x\n, errno = 28, y)"
+
+            def save_weights(self, path):
+                raise RuntimeError(self.text)
+
+        monkeypatch.setattr(atomic_backup, "_bytes_of_weights", lambda model: 0)
+        with pytest.raises(atomic_backup._Hdf5Error) as caught:
+            atomic_backup._save_weights(Model(), tmp_path / "a")
+        assert caught.value.errno == errno.ENOSPC
+        Model.text = "of another kind"
+        with pytest.raises(RuntimeError, match="of another kind"):
+            atomic_backup._save_weights(Model(), tmp_path / "a")
+
+
 class TestDamage:
     def stopped(self, tmp_path):
         run = Run(tmp_path)
@@ -362,6 +492,29 @@ class TestBadInput:
             pytest.skip("only TensorFlow does not build it by then")
         with pytest.raises(ValueError, match="a model that is built"):
             training.fit(model, [AtomicBackup(tmp_path / "b")])
+
+    @pytest.mark.parametrize("where", ["in a file", "a file", "read-only"])
+    def test_places_that_cannot_be_written(self, where, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("x")
+        path = {
+            "in a file": tmp_path / "file" / "backup",
+            "a file": tmp_path / "file",
+            "read-only": tmp_path / "backup",
+        }[where]
+        if where == "read-only":  # which root may write to
+
+            def refuse(path, data):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+            monkeypatch.setattr(_generations.Path, "write_bytes", refuse)
+        model = training.make_model()
+        with pytest.raises(OSError) as caught:
+            training.fit(model, [AtomicBackup(path)])
+        assert "AtomicBackup cannot write its backups" in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "another `backup_dir`" in str(caught.value)
+        assert int(model.optimizer.iterations) == 0
+        assert (tmp_path / "file").read_text() == "x"
 
     @pytest.mark.parametrize("value", ["", None, 3])
     def test_backup_dir(self, value):

@@ -259,6 +259,12 @@ class TestClearErrors:
             lambda: keras.optimizers.LossScaleOptimizer(
                 keras.optimizers.Adamax()
             ),
+            lambda: keras.optimizers.MultiOptimizer(
+                keras.optimizers.OptimizerMap(
+                    keras.optimizers.Adamax(name="one"),
+                    {".*second.*": keras.optimizers.Adamax(name="two")},
+                )
+            ),
         ],
     )
     def test_another_optimizer(self, optimizer):

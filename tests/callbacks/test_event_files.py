@@ -4,6 +4,8 @@ import builtins
 import errno
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -135,6 +137,61 @@ def test_two_fits_within_a_second_are_two_files(tmp_path):
     for _ in range(3):
         training.fit(model, [logger])
     assert len(list((tmp_path / "clip_rate").iterdir())) == 3
+
+
+WITHOUT_TENSORFLOW = """
+import importlib.machinery, sys
+
+# As where it is not installed: torch asks `find_spec`, and goes on if it
+# answers None.
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.split(".")[0] != "tensorflow":
+            return super().find_spec(name, path, target)
+
+at = sys.meta_path.index(importlib.machinery.PathFinder)
+sys.meta_path[at] = Finder
+
+from keras_adamax import ClipRateLogger, WeightDeltaLogger
+from tests.callbacks import training
+
+folder = sys.argv[1]
+loggers = [ClipRateLogger(log_dir=folder), WeightDeltaLogger(2, log_dir=folder)]
+training.fit(training.make_model(), loggers, epochs=2)
+assert "tensorflow" not in sys.modules
+print("done")
+"""
+
+
+@pytest.mark.skipif(
+    training.BACKEND == "tensorflow",
+    reason="asks what happens without TensorFlow",
+)
+def test_without_tensorflow(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
+
+    for run, key, steps in (
+        ("clip_rate", "clip_rate", [6, 12]),
+        ("weight_delta", "weight_delta_ratio", [2, 4, 6, 8, 10, 12]),
+    ):
+        # 0: it keeps all.
+        events = EventAccumulator(str(tmp_path / run), {"histograms": 0})
+        events.Reload()
+        for tag in (f"model.first/kernel/{key}", f"all_weights/{key}"):
+            assert [e.step for e in events.Scalars(tag)] == steps
+    assert len(events.Histograms("model.first/kernel/change")) == 6
 
 
 class TestBadInput:

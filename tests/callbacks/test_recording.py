@@ -21,6 +21,30 @@ KEYS = {"clip_rate", "weight_delta", "weight_delta_ratio"}
 LOGGERS = pytest.mark.parametrize("logger", [ClipRateLogger, WeightDeltaLogger])
 
 
+IN_FRONT = {
+    "History": lambda path, key: keras.callbacks.History(),
+    "CSVLogger": lambda path, key: keras.callbacks.CSVLogger(path),
+    "TensorBoard": lambda path, key: keras.callbacks.TensorBoard(
+        path, write_graph=False
+    ),
+    "EarlyStopping's monitor": lambda path, key: keras.callbacks.EarlyStopping(
+        key, mode="min"
+    ),
+    "ReduceLROnPlateau's monitor": lambda path, key: (
+        keras.callbacks.ReduceLROnPlateau(key, mode="min")
+    ),
+    "ModelCheckpoint's monitor": lambda path, key: (
+        keras.callbacks.ModelCheckpoint(
+            f"{path}.weights.h5",
+            key,
+            mode="min",
+            save_best_only=True,
+            save_weights_only=True,
+        )
+    ),
+}
+
+
 def both(*arguments, **keywords):
     return [
         ClipRateLogger(*arguments, **keywords),
@@ -152,6 +176,27 @@ class TestWhen:
             assert [m[2] for m in moments(logger)] == batches
             assert all(m[3] == 6 * m[1] + m[2] for m in moments(logger))
 
+    @pytest.mark.skipif(
+        training.BACKEND == "torch", reason="Keras does not support it on torch"
+    )
+    def test_steps_per_execution_give_the_values_of_single_steps(self):
+        records = []
+        for count in (1, 2):
+            model = training.make_model(
+                optimizer=AdamaxClipped(0.01, clip_epsilon=0.05),
+                steps_per_execution=count,
+            )
+            loggers = [*both(2), *both()]
+            training.fit(model, loggers, epochs=2)
+            records.append([logger.records for logger in loggers])
+        for one, other in zip(*records, strict=True):
+            for name, column in one.items():
+                if name == "value":
+                    # XLA may compile two steps to other roundings than one.
+                    np.testing.assert_allclose(other[name], column, rtol=1e-4)
+                else:
+                    assert other[name].tolist() == column.tolist()
+
     def test_an_unknown_number_of_batches(self):
         model = training.make_model()
         x, y = training.make_data()
@@ -182,6 +227,30 @@ class TestWhen:
         for logger in loggers[:2]:
             assert moments(logger) == [(0, 0, 2, 2), (0, 0, 4, 4)]
         assert moments(loggers[2]) == [(0, 0, 4, 4)]
+
+    @pytest.mark.parametrize("update_freq", ["epoch", 4])
+    def test_early_stopping_that_stops(self, update_freq, tmp_path):
+        # Nothing improves by so much: it stops after the second epoch.
+        stopper = keras.callbacks.EarlyStopping(
+            "weight_delta", mode="min", min_delta=1e9, patience=0
+        )
+        file = tmp_path / "records.csv"
+        loggers = both(update_freq, filename=file)
+        history = training.fit(
+            training.make_model(), [*loggers, stopper], epochs=5
+        )
+        expected = [(0, 0, 6, 6), (0, 1, 6, 12)]
+        if update_freq == 4:
+            expected = [(0, 0, 4, 4), (0, 1, 2, 8), (0, 1, 6, 12)]
+        assert stopper.stopped_epoch == 1
+        for logger in loggers:
+            assert moments(logger) == expected
+            other = type(logger)(update_freq)
+            other.load_records(file)
+            assert sorted(training.rows(other.records)) == sorted(
+                training.rows(logger.records)
+            )
+        assert all(len(history.history[key]) == 2 for key in KEYS)
 
     def test_accumulation_counts_updates(self):
         optimizer = AdamaxClipped(0.01, gradient_accumulation_steps=3)
@@ -270,9 +339,16 @@ class TestLogs:
         for key in KEYS:
             assert [math.isnan(v) for v in history[key]] == [True, False]
 
-    def test_tensorboard_callback(self, tmp_path):
+    @pytest.mark.parametrize("validate", [False, True])
+    def test_tensorboard_callback(self, validate, tmp_path):
         board = keras.callbacks.TensorBoard(tmp_path, update_freq=1)
-        training.fit(training.make_model(), [*both(2), board], epochs=2)
+        data = training.make_data()
+        training.fit(
+            training.make_model(),
+            [*both(2), board],
+            epochs=2,
+            validation_data=data if validate else None,
+        )
         from tensorboard.backend.event_processing.event_accumulator import (
             EventAccumulator,
         )
@@ -281,23 +357,74 @@ class TestLogs:
         events.Reload()
         tags = set(events.Tags()["tensors"])
         assert {f"epoch_{key}" for key in KEYS} <= tags
+        for tag in tags:
+            if tag.startswith("epoch_"):
+                assert [e.step for e in events.Tensors(tag)] == [0, 1]
         assert {f"batch_{key}" for key in KEYS} <= tags
 
+    @LOGGERS
     @pytest.mark.parametrize("epochs", [1, 3])
-    def test_a_history_in_front_is_told_of_once(self, epochs):
-        logger = ClipRateLogger()
+    @pytest.mark.parametrize("name", IN_FRONT)
+    @pytest.mark.filterwarnings("ignore:.*which is not available:UserWarning")
+    @pytest.mark.filterwarnings("ignore:Can save best model:UserWarning")
+    def test_a_callback_in_front_is_told_of_once(
+        self, name, epochs, logger, tmp_path
+    ):
+        logger = logger()
+        keys = logger.summary_keys
+        callback = IN_FRONT[name](tmp_path / "file", keys[0])
         with pytest.warns(UserWarning) as caught:
-            history = training.fit(
-                training.make_model(),
-                [keras.callbacks.History(), logger],
-                epochs=epochs,
+            training.fit(
+                training.make_model(), [callback, logger], epochs=epochs
             )
-        assert training.user_warnings(caught) == [
-            "History lacks clip_rate after the first epoch: it stands before "
-            "ClipRateLogger in the list of callbacks, and a logger reaches "
-            "only those behind it. Put ClipRateLogger first."
+        if "monitor" in name:
+            keys = keys[:1]
+        own = type(logger).__name__
+        (text,) = [
+            text
+            for text in training.user_warnings(caught)
+            if "the list of callbacks" in text
         ]
-        assert "clip_rate" not in history.history
+        assert text == (
+            f"{type(callback).__name__} lacks {' and '.join(keys)} after the "
+            f"first epoch: it stands before {own} in the list of callbacks, "
+            f"and a logger reaches only those behind it. Put {own} first."
+        )
+
+    def test_of_several_in_front_there_is_one_warning(self, tmp_path):
+        table = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+        rates, deltas = both()
+        callbacks = [keras.callbacks.History(), rates, table, deltas]
+        model = training.make_model()
+        with pytest.warns(UserWarning) as caught:
+            for _ in range(2):
+                training.fit(model, callbacks, epochs=2)
+        assert training.user_warnings(caught) == [
+            "History and CSVLogger lack clip_rate, weight_delta and "
+            "weight_delta_ratio after the first epoch: they stand before "
+            "ClipRateLogger and WeightDeltaLogger in the list of callbacks, "
+            "and a logger reaches only those behind it. Put ClipRateLogger "
+            "and WeightDeltaLogger first."
+        ]
+
+    def test_those_in_front_that_lack_nothing(self, tmp_path):
+        # Of a key that they do not read, or that another logger has given.
+        table = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+        checkpoint = keras.callbacks.ModelCheckpoint(
+            tmp_path / "a.weights.h5",
+            "clip_rate",
+            mode="min",
+            save_weights_only=True,
+        )
+        callbacks = [
+            keras.callbacks.EarlyStopping("loss"),
+            checkpoint,
+            SeenLogs(),
+            ClipRateLogger(),
+            table,
+            ClipRateLogger(2),
+        ]
+        training.fit(training.make_model(), callbacks, epochs=2)
 
     def test_elsewhere_in_the_list_history_and_progress_bar_see_them(self):
         output = io.StringIO()
@@ -463,6 +590,24 @@ class TestSerialization:
         assert sorted(training.rows(other.records)) == sorted(
             training.rows(own.records)
         )
+
+    @LOGGERS
+    def test_of_another_model_are_told_of(self, logger, tmp_path):
+        first = logger()
+        training.fit(training.make_model("recurrent"), [first], "recurrent")
+        first.save_records(tmp_path / "records.csv")
+        second = logger()
+        second.load_records(tmp_path / "records.csv")
+        with pytest.warns(UserWarning) as caught:
+            training.fit(training.make_model(), [second], epochs=2)
+        (text,) = training.user_warnings(caught)
+        assert "`records` holds the records of another model" in text
+        assert "model/rnn/" in text and "model/first/kernel" in text
+        # They are kept as they were, and nothing is continued.
+        assert training.rows(second.records, run=0) == training.rows(
+            first.records
+        )
+        assert moments(second)[1:] == [(1, 0, 6, 6), (1, 1, 6, 12)]
 
     def test_something_else_than_records(self, tmp_path):
         (tmp_path / "a.csv").write_text("epoch,loss\n0,1\n", "utf-8")

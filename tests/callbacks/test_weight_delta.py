@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_adamax import AdamaxClipped, WeightDeltaLogger, kernels
+from keras_adamax import (
+    AdamaxClipped,
+    ClipRateLogger,
+    WeightDeltaLogger,
+    kernels,
+)
 from keras_adamax.callbacks import _weight_changes
 from tests.callbacks import training
 
@@ -70,19 +75,70 @@ def test_deltas_equal_numpy_on_saved_weights(kind, update_freq):
         assert history.history[key][-1] == last[-1]
 
 
+@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD, AdamaxClipped])
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_the_copy_is_not_touched_by_the_steps(jit_compile):
+def test_the_copy_is_not_touched_by_the_steps(jit_compile, optimizer):
     # TensorFlow shares memory with the variables until a step writes to them,
-    # JAX gives it away, and torch writes in place.
+    # JAX gives it away, and torch writes in place; our library does so
+    # wherever it can.
     if training.BACKEND == "torch" and jit_compile:
         pytest.skip("torch.compile takes most of a minute")
     model = training.make_model(
-        optimizer=keras.optimizers.SGD(0.01), jit_compile=jit_compile
+        optimizer=optimizer(0.01), jit_compile=jit_compile
     )
     logger = WeightDeltaLogger()
     watcher = training.WeightWatcher()
     training.fit(model, [logger, watcher], epochs=3)
     check_against_saved_weights(logger, watcher.weights, 6)
+
+
+@pytest.mark.parametrize(
+    "name", ["adam", "adamw", "adamax", "rmsprop", "adafactor", "nadam"]
+)
+def test_any_optimizer_of_keras(name):
+    model = training.make_model(optimizer=name)
+    model.optimizer.learning_rate = 0.01
+    logger, watcher = WeightDeltaLogger(), training.WeightWatcher()
+    training.fit(model, [logger, watcher])
+    check_against_saved_weights(logger, watcher.weights, 6)
+
+
+@pytest.mark.parametrize("wrapper", ["loss scale", "multi", "multi, some"])
+def test_optimizers_inside_of_others(wrapper):
+    optimizers = keras.optimizers
+    if wrapper == "loss scale":
+        optimizer = optimizers.LossScaleOptimizer(
+            AdamaxClipped(0.01), initial_scale=8.0
+        )
+    else:
+        one = AdamaxClipped if wrapper == "multi" else optimizers.SGD
+        optimizer = optimizers.MultiOptimizer(
+            optimizers.OptimizerMap(
+                one(0.01, name="one"),
+                {".*second.*": AdamaxClipped(0.02, name="two")},
+            )
+        )
+    model = training.make_model(optimizer=optimizer)
+    logger, watcher = WeightDeltaLogger(3), training.WeightWatcher()
+    training.fit(model, [logger, watcher], epochs=2)
+    check_against_saved_weights(logger, watcher.weights, 3)
+
+
+def test_two_do_not_disturb_one_another():
+    def fit(*loggers):
+        training.fit(
+            training.make_model(optimizer=AdamaxClipped(0.01)),
+            list(loggers),
+            epochs=2,
+        )
+        return loggers[0].records
+
+    alone = fit(WeightDeltaLogger(2))
+    others = WeightDeltaLogger(3), WeightDeltaLogger()
+    training.assert_same_records(alone, fit(WeightDeltaLogger(2), *others))
+    for other, batches in zip(others, ([3, 6], [6]), strict=True):
+        rows = training.rows(other.records, variable="", epoch=1)
+        assert sorted({row[2] for row in rows}) == batches
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -153,45 +209,15 @@ def test_counts_and_blocks(shape):
         assert np.abs(change.counts - expected).max() <= edges
 
 
-class TestTransfers:
-    def test_one_vector_a_record(self, monkeypatch):
-        model = training.make_model()
-        logger = WeightDeltaLogger(2)
-        transfers = []
-        convert = ops.convert_to_numpy
-
-        def counting(x):
-            array = convert(x)
-            transfers.append(array.shape)
-            return array
-
-        class Count(keras.callbacks.Callback):
-            """Only between the hooks before and behind the logger."""
-
-            def __init__(self, on):
-                super().__init__()
-                self.on = on
-
-            def on_train_batch_begin(self, batch, logs=None):
-                monkeypatch.setattr(
-                    ops, "convert_to_numpy", counting if self.on else convert
-                )
-
-            on_epoch_end = on_train_batch_begin
-
-        training.fit(model, [Count(True), logger, Count(False)], epochs=2)
-        assert transfers == [(4 * 4 + 2,)] * 6
-        assert len(training.rows(logger.records, quantity="weight_delta")) == 30
-
-
-def test_memory_of_one_copy_is_all(tmp_path):
+@pytest.mark.parametrize("with_counts", [False, True])
+def test_memory_of_one_copy_is_all(with_counts, tmp_path):
     """The high-water mark of a process that watches 96 MiB of weights."""
     if not os.path.exists("/proc/self/clear_refs"):
         pytest.skip("needs Linux's /proc")
     script = tmp_path / "memory.py"
     script.write_text(MEMORY_SCRIPT, "utf-8")
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), str(int(with_counts))],
         env=os.environ
         | {
             "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -215,10 +241,12 @@ def test_memory_of_one_copy_is_all(tmp_path):
 
 
 MEMORY_SCRIPT = """
-import ctypes, gc
+import ctypes, gc, sys
 import keras, numpy as np
 from keras import ops
 from keras_adamax.callbacks._weight_changes import WeightChanges
+
+COUNTS = sys.argv[1] == "1"
 
 def peak(name):
     with open("/proc/self/status") as file:
@@ -239,14 +267,14 @@ size = sum(np.prod(s) for s in SHAPES) * 4 / 2**20
 step = ops.convert_to_tensor(1, "int32")
 # What is loaded and compiled once does not count: it does not grow.
 small = [keras.Variable(np.ones(s, "float32")) for s in SHAPES]
-warm = WeightChanges(small, False)
+warm = WeightChanges(small, COUNTS)
 warm.measure(step)
 del warm, small
 # Takes what an allocator keeps for later: else nothing seems to need memory.
 filler = [ops.multiply(ops.ones((512, 512)), 2.0) for _ in range(300)]
 
 before = begin()
-changes = WeightChanges(weights, False)
+changes = WeightChanges(weights, COUNTS)
 window = peak("VmHWM") - before
 for v in weights:  # each gets memory of its own again, where it was shared
     v.assign(ops.multiply(v, 1.25))
@@ -270,7 +298,7 @@ def test_jax_keeps_no_differences():
         _weight_changes._measure_and_count,
     ):
         lowered = module._measure.lower(
-            function, _weight_changes._pack, True, arrays, arrays, step
+            function, _weight_changes.pack, True, arrays, arrays, step
         )
         analysis = lowered.compile().memory_analysis()
         # A block of both; the weights have 8 MiB.
@@ -412,9 +440,34 @@ class TestUnchanged:
         )
         # JAX makes it a gradient of zeros.
         if optimizer == "adam" or training.BACKEND == "jax":
-            assert "its gradient is zero or absent" in text
+            assert "(its gradient is zero or absent" in text
+            # Whose gradient it was not is known of our optimizer only.
+            may_cancel = "or its steps were too small or cancelled out)" in text
+            assert may_cancel == (optimizer == "adam")
         else:
             assert "no gradient reached it" in text
+
+    def test_steps_that_cancel_out(self):
+        # Lion's steps are of the learning rate's size; from 0 they are exact.
+        model = keras.Sequential(
+            [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
+        )
+        model.layers[0].kernel.assign([[0.0]])
+        optimizer = keras.optimizers.Lion(0.25, beta_1=1e-9)
+        model.compile(optimizer, "mse", **training.COMPILE)
+        logger = WeightDeltaLogger(2)
+        with pytest.warns(UserWarning) as caught:
+            model.fit(
+                np.ones((2, 1)),
+                np.asarray([[1.0], [-1.0]]),
+                1,
+                callbacks=[logger],
+                shuffle=False,
+                verbose=0,
+            )
+        (text,) = training.user_warnings(caught)
+        assert "1 of 1" in text and "in 2 updates" in text
+        assert "cancelled out" in text
 
     @pytest.mark.parametrize("optimizer", ["adamax_clipped", "sgd"])
     def test_a_gradient_of_zero(self, optimizer):
@@ -472,6 +525,30 @@ class TestUnchanged:
             "to step 6: model/first/kernel, model/first/bias (its layer was "
             "frozen (trainable=False) after `compile`"
         ) in text
+
+    def test_a_layer_frozen_between_compile_and_fit(self):
+        model = training.make_model(optimizer=AdamaxClipped(0.01))
+        model.get_layer("first").trainable = False
+        logger = WeightDeltaLogger()
+        with pytest.warns(UserWarning) as caught:
+            training.fit(model, [logger], epochs=2)
+        (text,) = [
+            text
+            for text in training.user_warnings(caught)
+            if "did not change at all" in text
+        ]
+        assert (
+            "2 of 4 trainable variables did not change at all in 6 updates, up "
+            "to step 6: model/first/kernel, model/first/bias (its layer was "
+            "frozen (trainable=False) after `compile`"
+        ) in text
+        for layer, moved in (("first", False), ("second", True)):
+            values = training.values(
+                logger.records,
+                variable=f"model/{layer}/kernel",
+                quantity="weight_delta",
+            )
+            assert [value > 0 for value in values] == [moved] * 2
 
     def test_each_is_named_once(self):
         model = model_with(Unused(0.0, name="middle"), "sgd")
@@ -575,7 +652,10 @@ def test_optimizers_that_a_model_holds_itself():
             self.first, self.second = first, second
 
     if training.BACKEND == "jax":
-        pytest.skip("a JAX train_step carries the state of one optimizer")
+        pytest.skip(
+            "a JAX train_step carries the state of one optimizer; see "
+            "test_a_train_step_of_its_own"
+        )
 
     def train_step(self, data):
         x, y = data
@@ -591,8 +671,6 @@ def test_optimizers_that_a_model_holds_itself():
     Holder.train_step = train_step
     model = Holder()
     model.compile(keras.optimizers.SGD(0.01), AdamaxClipped(0.01))
-    from keras_adamax import ClipRateLogger
-
     deltas, rates = WeightDeltaLogger(), ClipRateLogger()
     training.fit(model, [deltas, rates], epochs=2)
     moved = training.rows(deltas.records, quantity="weight_delta")
@@ -600,6 +678,58 @@ def test_optimizers_that_a_model_holds_itself():
     assert all(row[-1] > 0 for row in moved)
     clipped = training.rows(rates.records, epoch=0, quantity="clip_rate")
     assert [row[4] for row in clipped] == ["two/kernel", "two/bias", ""]
+
+
+def test_a_train_step_of_its_own():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.dense = keras.layers.Dense(1, name="dense")
+            self.dense.build((None, 4))
+            self.built = True
+
+        def call(self, x):
+            return self.dense(x)
+
+    def train_step(self, data):
+        x, y = data
+        variables = self.trainable_variables
+        self.optimizer.apply(gradients_of(self, x, y, variables), variables)
+        return {"loss": 1.0}
+
+    def jax_train_step(self, state, data):
+        import jax
+
+        trainable, others, optimizer_variables, metrics = state
+        x, y = data
+
+        def loss_of(trainable):
+            output, new = self.stateless_call(trainable, others, x)
+            return ops.mean(ops.square(output - y)), new
+
+        (loss, others), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            trainable
+        )
+        trainable, optimizer_variables = self.optimizer.stateless_apply(
+            optimizer_variables, gradients, trainable
+        )
+        return {"loss": loss}, (trainable, others, optimizer_variables, metrics)
+
+    Own.train_step = jax_train_step if training.BACKEND == "jax" else train_step
+    model = Own()
+    model.compile(
+        AdamaxClipped(0.01, clip_epsilon=0.05), loss="mse", **training.COMPILE
+    )
+    deltas, rates = WeightDeltaLogger(2), ClipRateLogger(2)
+    watcher = training.WeightWatcher()
+    history = training.fit(model, [deltas, rates, watcher], epochs=2).history
+    check_against_saved_weights(deltas, watcher.weights, 2)
+    logged = training.rows(rates.records, variable="", quantity="clip_rate")
+    assert [row[3] for row in logged] == [2, 4, 6, 8, 10, 12]
+    total = model.optimizer.clip_rate()
+    assert np.mean([row[-1] for row in logged]) == pytest.approx(total)
+    assert 0 < total < 1
+    assert len(history["loss"]) == len(history["clip_rate"]) == 2
 
 
 def gradients_of(model, x, y, variables):
@@ -628,8 +758,6 @@ def test_shared_and_nested_layers_are_listed_once():
     outputs = keras.layers.Dense(1, name="dense")(x)
     model = keras.Model(inputs, outputs, name="outer")
     model.compile(AdamaxClipped(0.01), "mse", **training.COMPILE)
-    from keras_adamax import ClipRateLogger
-
     deltas, rates = WeightDeltaLogger(), ClipRateLogger()
     training.fit(model, [deltas, rates])
     for logger, quantity in ((deltas, "weight_delta"), (rates, "clip_rate")):
@@ -639,23 +767,26 @@ def test_shared_and_nested_layers_are_listed_once():
         assert len(names) == len(set(names)) == 7
         paths = [v.path for v in model.trainable_variables]
         assert {name.partition("#")[0] for name in names[:-1]} == set(paths)
-    watcher = training.WeightWatcher()
     assert len(model.trainable_variables) == 6
-    del watcher
 
 
-def test_layers_that_freeze_between_fits():
+@pytest.mark.parametrize("logger", [WeightDeltaLogger, ClipRateLogger])
+def test_layers_that_freeze_between_fits(logger, tmp_path):
     model = training.make_model(optimizer=AdamaxClipped(0.01))
-    logger = WeightDeltaLogger()
+    logger = logger(filename=tmp_path / "records.csv")
     training.fit(model, [logger])
-    model.get_layer("first").trainable = False
-    model.compile(AdamaxClipped(0.01), "mse", **training.COMPILE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        training.fit(model, [logger])
-    names = [
-        {row[4] for row in training.rows(logger.records, run=run)}
-        for run in (0, 1)
-    ]
-    assert names[0] - names[1] == {"model/first/kernel", "model/first/bias"}
-    assert names[1] == {"model/second/kernel", "model/second/bias", ""}
+    for trainable in (False, True):
+        model.get_layer("first").trainable = trainable
+        model.compile(AdamaxClipped(0.01), "mse", **training.COMPILE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            training.fit(model, [logger])
+    first = {"model/first/kernel", "model/first/bias"}
+    second = {"model/second/kernel", "model/second/bias"}
+    quantity = logger.summary_keys[0]
+    for run, expected in enumerate([first | second, second, first | second]):
+        rows = training.rows(logger.records, run=run, quantity=quantity)
+        assert {row[4] for row in rows} == expected | {""}
+        assert len(rows) == len(expected) + 1
+        assert all(row[-1] > 0 for row in rows)
+    assert len(training.rows(logger.records, quantity="loss")) == 3

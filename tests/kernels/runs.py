@@ -32,6 +32,9 @@ OPTIONS = {
     "skipping": {"skip_nonfinite": True},
     "scaled": {"loss_scale_factor": 4.0, "global_clipnorm": 1000.0},
 }
+PRECISION = {"float32": 2.0**-24, "float64": 2.0**-53}
+# As coarse as the weight is; the state is float32.
+WEIGHT_PRECISION = {**PRECISION, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def make(dtype="float32", shapes=SHAPES, **options):
@@ -56,3 +59,44 @@ def run(loop, steps, dtype="float32", shapes=SHAPES, nonfinite=(), **options):
     for gradients in zip(*series, strict=True):
         step(list(gradients))
     return state_of(optimizer, variables), optimizer.clip_statistics()
+
+
+def assert_equal_up_to_rounding(actual, expected, steps, dtype="float32"):
+    """A product and a sum in one rounding or two: no more may differ.
+
+    Each step rounds `u` at most 3 times and `m` at most 6 times more, each
+    time by its own size or less, and a weight moves by no more than the
+    learning rate times 1 + 8 roundings.
+    """
+    assert list(actual) == list(expected)
+    precision = PRECISION.get(dtype, PRECISION["float32"])
+    norms = {
+        path.rpartition("weight_")[2].split("_")[0].split(":")[0]: value
+        for path, value in expected.items()
+        if path.endswith("_norm")
+    }
+    for path, value in expected.items():
+        value, other = (x[path].astype("float64") for x in (expected, actual))
+        if path.endswith(("_norm", "_momentum")):
+            number = path.rpartition("weight_")[2].split("_")[0]
+            # The norm fades by no more than this, and bounds the momentum.
+            size = norms[number].astype("float64") / 0.999**steps
+            limit = 9 * steps * precision * size + 1e-300
+            finite = np.isfinite(value) & np.isfinite(other)
+            np.testing.assert_array_equal(
+                value[~finite], other[~finite], err_msg=path
+            )
+            assert (np.abs(value - other) <= limit)[finite].all(), path
+        elif "weight_" in path:
+            coarse = WEIGHT_PRECISION[dtype]
+            np.testing.assert_allclose(
+                other,
+                value,
+                rtol=4 * coarse * (1 if coarse > 1e-6 else steps),
+                atol=0.01 * steps * 30 * precision + 4 * coarse * 0.01,
+                err_msg=path,
+            )
+        else:
+            np.testing.assert_allclose(
+                other, value, rtol=1e-6, atol=0, err_msg=path
+            )

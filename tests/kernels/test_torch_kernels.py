@@ -1,12 +1,16 @@
 """torch's kernels: the reference's results, from whatever serves."""
 
+import functools
+import pathlib
 import subprocess
 import sys
+import traceback
 
 import keras
 import numpy as np
 import pytest
 
+import keras_adamax
 from tests.kernels import compiled, runs
 from tests.kernels.compiled import finish, needs_compiler, start
 from tests.kernels.runs import make
@@ -17,6 +21,8 @@ if keras.backend.backend() != "torch":
     pytest.skip("these are the kernels of torch", allow_module_level=True)
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from keras_adamax.kernels import (
     SETTING,
@@ -24,6 +30,7 @@ from keras_adamax.kernels import (
     _torch_compiled,
     _torch_device,
     _torch_eager,
+    _torch_tensors,
 )
 from keras_adamax.kernels import torch as kernel_module
 
@@ -188,6 +195,38 @@ class TestOtherTensors:
         assert_same(before, state_of(optimizer, variables))
         assert not torch.equal(new[0], variables[0].value)
 
+    @pytest.mark.parametrize("kernel", KERNELS)
+    def test_skipped_in_scopes_without_state(self, monkeypatch, kernel):
+        use(monkeypatch, kernel)
+        optimizer, [variable] = make("float32", [(3,)], skip_nonfinite=True)
+        state = [v.value for v in optimizer.variables]
+        [value], new = optimizer.stateless_apply(
+            state, [torch.full((3,), torch.nan)], [variable.value]
+        )
+        assert torch.equal(value, variable.value)
+        changed = [
+            v.name
+            for v, before, after in zip(
+                optimizer.variables, state, new, strict=True
+            )
+            if not torch.equal(before, after)
+        ]
+        assert changed == ["skipped_steps"]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_alone(monkeypatch, kernel):
+    """Of the variables that the optimizer was built with."""
+    use(monkeypatch, kernel)
+    optimizer, [variable] = make("float32", [(3,)], skip_nonfinite=True)
+    before = variable.value.clone()
+    optimizer.apply([torch.full((3,), torch.inf)])
+    assert torch.equal(variable.value, before)
+    optimizer.apply([torch.ones(3)])
+    assert (variable.value < before).all()
+    assert optimizer.skipped_steps() == 1
+    assert int(optimizer.iterations) == 1
+
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_changes_in_place_and_says_so(monkeypatch, kernel):
@@ -243,6 +282,69 @@ def test_the_rule_of_devices_compiles_once(monkeypatch):
             torch.testing.assert_close(vector, copy, rtol=3e-7, atol=1e-7)
         compiled.add(counter.frame_count)
     assert len(compiled) == 1
+
+
+class TestRuleOfDevices:
+    """Which form of it runs; `torch.compile` itself is tried above."""
+
+    def run(self, monkeypatch, kernel, compiled_rule):
+        use(monkeypatch, "device")
+        monkeypatch.setattr(_torch_device, "_compiled_rule", compiled_rule)
+        monkeypatch.setattr(
+            _torch_device,
+            "_failure",
+            functools.cache(_torch_device._failure.__wrapped__),
+        )
+        monkeypatch.setenv(SETTING, kernel)
+        return run(SHAPES, "bfloat16", 6)
+
+    @pytest.mark.parametrize("kernel", ("auto", "compiled"))
+    def test_is_the_compiled_one(self, monkeypatch, kernel):
+        use(monkeypatch, "reference")
+        expected = run(SHAPES, "bfloat16", 6)
+        sizes = set()
+
+        def rule(g, *args, **kwargs):
+            sizes.add(g.numel())
+            return _torch_device._rule(g, *args, **kwargs)
+
+        actual = self.run(monkeypatch, kernel, lambda: rule)
+        assert_equal(expected, actual)
+        # Of the trial, of the large variable as a whole, and of the others.
+        assert sizes == {64, 150_001, 185 + 1 + 9_000 + 128}
+
+    @pytest.mark.parametrize("fails_when", ("made", "called"))
+    def test_without_a_compiler(self, monkeypatch, caplog, fails_when):
+        use(monkeypatch, "reference")
+        expected = run(SHAPES, "bfloat16", 6)
+        tries = []
+
+        def fail(*args, **kwargs):
+            tries.append(args)
+            raise ImportError("no Triton")
+
+        compiled_rule = fail if fails_when == "made" else lambda: fail
+        caplog.set_level("INFO", "keras_adamax")
+        actual = self.run(monkeypatch, "auto", compiled_rule)
+        assert_equal(expected, actual)
+        # It is tried once, and nobody is nagged.
+        assert len(tries) == 1
+        [record] = caplog.records
+        assert record.levelname == "INFO"
+        assert "Updates on cpu are not compiled: no Triton" in caplog.text
+        message = (
+            "`KERAS_ADAMAX_KERNEL` must be 'auto', 'eager' or 'reference' "
+            "where .* on the device 'cpu'. Received: "
+            "KERAS_ADAMAX_KERNEL='compiled'. ImportError: no Triton"
+        )
+        with pytest.raises(RuntimeError, match=message):
+            self.run(monkeypatch, "compiled", compiled_rule)
+
+
+def test_a_kernel_that_the_backend_lacks_is_refused(monkeypatch):
+    monkeypatch.setenv(SETTING, "fused")
+    with pytest.raises(ValueError, match=r"must be one of .*KERNEL='fused'"):
+        keras_adamax.AdamaxClipped()
 
 
 @pytest.mark.parametrize("kernel", ("compiled", "eager"))
@@ -313,10 +415,11 @@ class TestMemory:
         not sys.platform.startswith("linux"), reason="ru_maxrss in kilobytes"
     )
     @pytest.mark.parametrize("kernel", ("compiled", "eager"))
-    def test_has_no_full_size_temporaries(self, kernel):
-        grown = int(finish(start(*SCRIPT, "memory", kernel))[0])
-        # One array of the weight's size has 64 MiB; Keras's Adamax grows by
-        # several of them.
+    @pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
+    def test_has_no_full_size_temporaries(self, kernel, dtype):
+        grown = int(finish(start(*SCRIPT, "memory", kernel, dtype))[0])
+        # One array of the weight's size has 64 MiB, or 32 in half precision;
+        # Keras's Adamax grows by several of them.
         assert grown < 8 * 2**20
 
 
@@ -352,3 +455,90 @@ def test_pieces_are_counted_exactly():
     """A float32 sum of ones is exact up to 2**24."""
     assert _torch_eager.PIECE <= 2**24
     assert _torch_device._SMALL <= 2**24
+
+
+class TestWaiting:
+    """What makes the host wait for a device shows on the CPU as well."""
+
+    OPTIONS = {
+        "defaults": {},
+        "corrected": {"bias_correction": True},
+        "excluded": {"exclude_from_clipping": ["weight_1", "weight_4"]},
+        "skipping": {"skip_nonfinite": True},
+        "skipping, excluded": {
+            "skip_nonfinite": True,
+            "exclude_from_clipping": ["weight_1", "weight_4"],
+        },
+    }
+
+    @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+    @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+    def test_no_step_but_the_first_waits(self, monkeypatch, options, dtype):
+        use(monkeypatch, "device")
+        _torch_tensors.integers.cache_clear()
+        optimizer, variables = make(dtype, SHAPES, **options)
+        first, *others = gradients_of(SHAPES, dtype, 4)
+        with Waits() as functions, functions.of_operations:
+            optimizer.apply(first, variables)
+            # Integers are copied; that this is noticed tests the test.
+            assert "aten::lift_fresh in _torch_tensors.py" in functions.found
+            functions.found.clear()
+            for gradients in others:
+                optimizer.apply(gradients, variables)
+        assert functions.found == []
+        assert optimizer.skipped_steps() == int("skip_nonfinite" in options)
+
+    def test_integers_are_kept_for_some_models_only(self):
+        limit = _torch_tensors.integers.cache_parameters()["maxsize"]
+        cpu = torch.device("cpu")
+        for i in range(limit + 1):
+            kept = _torch_tensors.integers((i, 2), cpu)
+        assert kept is _torch_tensors.integers((limit, 2), cpu)
+        assert _torch_tensors.integers.cache_info().currsize == limit
+        assert _torch_tensors.integers((), cpu).dtype == torch.int64
+
+
+class Waits(TorchFunctionMode):
+    """Lists what our code reads from tensors or copies to a device."""
+
+    READS = ("tolist", "item", "numpy", "cpu", "__array__", "nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+        self.of_operations = _WaitingOperations(self.found)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        # A number among its arguments is copied to a GPU.
+        is_copy = func is torch.where and not all(
+            isinstance(x, torch.Tensor) for x in args
+        )
+        if name in self.READS or is_copy:
+            note(self.found, name)
+        return func(*args, **(kwargs or {}))
+
+
+class _WaitingOperations(TorchDispatchMode):
+    NAMES = ("aten::_local_scalar_dense", "aten::lift_fresh")
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in self.NAMES:
+            note(self.found, func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def note(found, name):
+    """Where it was ours: Keras's `iterations` makes a number a tensor."""
+    package = pathlib.Path(keras_adamax.__file__).parent
+    for frame, _ in traceback.walk_stack(None):
+        file = pathlib.Path(frame.f_code.co_filename)
+        if package in file.parents:
+            found.append(f"{name} in {file.name}")
+            return
+        if "keras/src/optimizers" in file.as_posix():
+            return

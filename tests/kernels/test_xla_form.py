@@ -1,5 +1,7 @@
 """The form for XLA: the reference's results on TensorFlow and JAX."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -7,57 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_adamax
+from keras_adamax import kernels
 from keras_adamax.kernels import SETTING, _xla_form
-from tests.kernels.runs import OPTIONS, make, run
+from tests.kernels import compiled
+from tests.kernels.runs import (
+    OPTIONS,
+    WEIGHT_PRECISION,
+    assert_equal_up_to_rounding,
+    make,
+    run,
+)
 from tests.support import BACKEND, LOOPS, assert_same, make_step, state_of
 
 if BACKEND == "torch":
     pytest.skip("torch has kernels of its own", allow_module_level=True)
-
-PRECISION = {"float32": 2.0**-24, "float64": 2.0**-53}
-# As coarse as the weight is; the state is float32.
-WEIGHT_PRECISION = {**PRECISION, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-
-
-def assert_equal_up_to_rounding(actual, expected, steps, dtype):
-    """A product and a sum in one rounding or two: no more may differ.
-
-    Each step rounds `u` at most 3 times and `m` at most 6 times more, each
-    time by its own size or less, and a weight moves by no more than the
-    learning rate times 1 + 8 roundings.
-    """
-    assert list(actual) == list(expected)
-    precision = PRECISION.get(dtype, PRECISION["float32"])
-    norms = {
-        path.rpartition("weight_")[2].split("_")[0].split(":")[0]: value
-        for path, value in expected.items()
-        if path.endswith("_norm")
-    }
-    for path, value in expected.items():
-        value, other = (x[path].astype("float64") for x in (expected, actual))
-        if path.endswith(("_norm", "_momentum")):
-            number = path.rpartition("weight_")[2].split("_")[0]
-            # The norm fades by no more than this, and bounds the momentum.
-            size = norms[number].astype("float64") / 0.999**steps
-            limit = 9 * steps * precision * size + 1e-300
-            finite = np.isfinite(value) & np.isfinite(other)
-            np.testing.assert_array_equal(
-                value[~finite], other[~finite], err_msg=path
-            )
-            assert (np.abs(value - other) <= limit)[finite].all(), path
-        elif "weight_" in path:
-            coarse = WEIGHT_PRECISION[dtype]
-            np.testing.assert_allclose(
-                other,
-                value,
-                rtol=4 * coarse * (1 if coarse > 1e-6 else steps),
-                atol=0.01 * steps * 30 * precision + 4 * coarse * 0.01,
-                err_msg=path,
-            )
-        else:
-            np.testing.assert_allclose(
-                other, value, rtol=1e-6, atol=0, err_msg=path
-            )
 
 
 @pytest.mark.parametrize(
@@ -77,23 +42,79 @@ def test_gives_what_the_reference_gives(monkeypatch, options, loop):
     monkeypatch.setenv(SETTING, "fused")
     actual, counts = run(loop, 24, **options)
     assert counts == expected_counts
-    assert_equal_up_to_rounding(actual, expected, tolerance_steps, "float32")
+    assert_equal_up_to_rounding(actual, expected, tolerance_steps)
 
 
+# In TensorFlow's plain graph, XLA compiles the update alone.
+@pytest.mark.parametrize(
+    "loop", [x for x in LOOPS if x in ("graph", *compiled.COMPILED_BY_XLA)]
+)
 @pytest.mark.parametrize(
     "dtype",
     # JAX has no float64 unless it is told to.
     [d for d in WEIGHT_PRECISION if BACKEND != "jax" or d != "float64"],
 )
-def test_gives_it_in_every_dtype_for_200_steps(monkeypatch, dtype):
+def test_gives_it_in_every_dtype_for_200_steps(monkeypatch, dtype, loop):
     shapes = ((37, 5), (9_000,), ())
     options = {"exclude_from_clipping": ["weight_2"], "shapes": shapes}
     monkeypatch.setenv(SETTING, "reference")
     expected, expected_counts = run(LOOPS[-1], 200, dtype, **options)
     monkeypatch.setenv(SETTING, "fused")
-    actual, counts = run(LOOPS[-1], 200, dtype, **options)
+    actual, counts = run(loop, 200, dtype, **options)
     assert counts == expected_counts
     assert_equal_up_to_rounding(actual, expected, 200, dtype)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_follows_the_oracle(monkeypatch, loop):
+    monkeypatch.setenv(SETTING, "fused")
+    compiled.assert_follows_the_oracle(loop, bias_correction=True)
+
+
+class TestOtherDevices:
+    """What XLA is given for a GPU, compiled for the CPU."""
+
+    def leave_cpu(self, monkeypatch):
+        kernel = kernels.load()
+        monkeypatch.setattr(kernel, "_is_on_cpu", lambda: False)
+        monkeypatch.setattr(_xla_form, "_slabs", fail)
+        if BACKEND == "tensorflow":
+            finiteness = functools.cache(kernel._finiteness.__wrapped__)
+            monkeypatch.setattr(kernel, "_finiteness", finiteness)
+            monkeypatch.setattr(kernel, "_assign", fail)
+        else:
+            monkeypatch.setattr(kernel._jax_compiled, "update", fail)
+            monkeypatch.setattr(kernel.jax.lax, "cond", fail)
+
+    @pytest.mark.parametrize("loop", [x for x in LOOPS if x != "eager"])
+    @pytest.mark.parametrize(
+        "options",
+        (
+            {"exclude_from_clipping": ["weight_0", "weight_2"]},
+            {"skip_nonfinite": True},
+            {"skip_nonfinite": True, **OPTIONS["decayed, averaged"]},
+        ),
+        ids=("excluded", "skipping", "skipping all"),
+    )
+    def test_give_what_the_reference_gives(self, monkeypatch, options, loop):
+        bad = (np.nan, np.inf) if "skip_nonfinite" in options else ()
+        options = {"nonfinite": bad, **options}
+        monkeypatch.setenv(SETTING, "reference")
+        expected, expected_counts = run(LOOPS[-1], 12, **options)
+        monkeypatch.setenv(SETTING, "auto")
+        self.leave_cpu(monkeypatch)
+        actual, counts = run(loop, 12, **options)
+        assert counts == expected_counts
+        [skipped] = [
+            v for k, v in actual.items() if k.endswith("/skipped_steps")
+        ]
+        assert skipped == (1 if bad else 0)
+        assert all(np.isfinite(value).all() for value in actual.values())
+        assert_equal_up_to_rounding(actual, expected, 12)
+
+
+def fail(*args, **kwargs):
+    raise AssertionError("this is for CPUs alone")
 
 
 @pytest.mark.parametrize("values", [(np.inf, -np.inf), (np.inf, np.nan)])
@@ -181,7 +202,7 @@ def test_some_variables_only_in_any_order(monkeypatch, loop):
     (expected, expected_counts), (actual, counts) = results
     assert counts == expected_counts
     assert set(counts.counted.values()) != {0}
-    assert_equal_up_to_rounding(actual, expected, 6, "float32")
+    assert_equal_up_to_rounding(actual, expected, 6)
 
 
 def test_a_kernel_that_the_backend_lacks_is_refused(monkeypatch):

@@ -1,10 +1,10 @@
 """What the tests of torch's kernels run in processes of their own.
 
-    python -m tests.kernels.torch_script memory keras|compiled|eager
+    python -m tests.kernels.torch_script memory keras|compiled|eager DTYPE
     python -m tests.kernels.torch_script step
 
 `memory` prints by how many bytes the peak of the process grows in steps on one
-large weight; `step` takes a step and prints which kernel took it.
+large weight of a dtype; `step` takes a step and prints which kernel took it.
 """
 
 import os
@@ -28,16 +28,19 @@ def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def memory(name):
+def memory(name, dtype):
     if name == "keras":
         optimizer = keras.optimizers.Adamax()
     else:
         os.environ["KERAS_ADAMAX_KERNEL"] = name
         optimizer = keras_adamax.AdamaxClipped()
-    small = keras.Variable(np.ones((8, 8), "float32"), name="small")
-    large = keras.Variable(np.ones((SIDE, SIDE), "float32"), name="large")
+    # From an initializer: what an array needs on its way would hide a growth.
+    small, large = (
+        keras.Variable("ones", shape=(side, side), dtype=dtype, name=name)
+        for side, name in ((8, "small"), (SIDE, "large"))
+    )
     optimizer.build([small, large])
-    gradients = [torch.ones(8, 8), torch.ones(SIDE, SIDE)]
+    gradients = [torch.ones_like(v.value.data) for v in (small, large)]
     # What the first step loads is none of this.
     optimizer.apply([gradients[0], None], [small, large])
     for value in (large.value, *(v.value for v in optimizer.variables)):
