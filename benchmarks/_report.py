@@ -2,13 +2,43 @@
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+BACKENDS = ("tensorflow", "jax", "torch")
 COLORS = ("#0072b2", "#d55e00", "#009e73")
+
+
+def make_parser(
+    description: str | None, rounds: int
+) -> argparse.ArgumentParser:
+    """A parser with the backend, the rounds, and the options of output.
+
+    Args:
+        description: What the script says of itself.
+        rounds: How many it makes if nobody says so.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=os.environ.get("KERAS_BACKEND", "tensorflow"),
+        help="default: the environment variable KERAS_BACKEND",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"default: {rounds}, and 2 with `--quick`",
+    )
+    add_options(parser)
+    return parser
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -32,28 +32,13 @@ LIMITS = {"each epoch": 1.02, "each 10 batches": 1.10}
 
 def parse_arguments() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("tensorflow", "jax", "torch"),
-        default=os.environ.get("KERAS_BACKEND", "tensorflow"),
-        help="default: the environment variable KERAS_BACKEND",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        help=f"default: {ROUNDS}, and 2 with `--quick`",
-    )
+    parser = _report.make_parser(__doc__, ROUNDS)
     parser.add_argument(
         "--epochs", type=int, default=EPOCHS, help="of a sample"
     )
     parser.add_argument(
         "--log-dir", action="store_true", help="event files, too"
     )
-    _report.add_options(parser)
     return parser.parse_args()
 
 

@@ -44,16 +44,7 @@ TOKENS, LENGTH, WIDTH, HEADS = 64, 32, 64, 4
 
 def parse_arguments() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("tensorflow", "jax", "torch"),
-        default=os.environ.get("KERAS_BACKEND", "tensorflow"),
-        help="default: the environment variable KERAS_BACKEND",
-    )
+    parser = _report.make_parser(__doc__, ROUNDS)
     parser.add_argument(
         "--mode",
         choices=("graph", "jit"),
@@ -61,14 +52,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument(
-        "--rounds",
-        type=int,
-        help=f"default: {ROUNDS}, and 2 with `--quick`",
-    )
-    parser.add_argument(
         "--epochs", type=int, default=EPOCHS, help="of a sample"
     )
-    _report.add_options(parser)
     return parser.parse_args()
 
 

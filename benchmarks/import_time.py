@@ -9,7 +9,6 @@ between neighbouring processes, which vary by more than it takes. Rerun with
     python benchmarks/import_time.py --backend jax --check
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from _machine import describe_machine
-from _report import write_json
+from _report import make_parser, write_json
 
 LIMIT = 0.05
-BACKENDS = ("tensorflow", "jax", "torch")
+ROUNDS = 21
 ROOT = Path(__file__).parent.parent
 ARMS = {"keras": "pass", "ours": "import keras_adamax"}
 SCRIPT = """
@@ -126,29 +125,11 @@ def measure(backend: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints, and fails if the bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", choices=BACKENDS, default="jax")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for JSON (default: it is not written)",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="end with exit status 1 if the bar is missed",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="see that everything runs, twice; judges no bar",
-    )
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, ROUNDS).parse_args()
     print(describe_machine())
     results = measure(
-        arguments.backend, 2 if arguments.quick else arguments.rounds
+        arguments.backend,
+        arguments.rounds or (2 if arguments.quick else ROUNDS),
     )
     print(
         f"{arguments.backend}: `import keras` takes "

@@ -38,7 +38,6 @@ import _bars
 import _report
 import _workloads
 
-BACKENDS = ("tensorflow", "jax", "torch")
 ROUNDS = 15
 SAMPLE_SECONDS = 0.02
 # Each in a process of its own.
@@ -62,16 +61,7 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME")
 
 def parse_arguments() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default=os.environ.get("KERAS_BACKEND", "tensorflow"),
-        help="default: the environment variable KERAS_BACKEND",
-    )
+    parser = _report.make_parser(__doc__, ROUNDS)
     parser.add_argument(
         "--mode",
         choices=("graph", "jit"),
@@ -92,16 +82,10 @@ def parse_arguments() -> argparse.Namespace:
         help="percent clipped (default: all on one and many, else 1)",
     )
     parser.add_argument(
-        "--rounds",
-        type=int,
-        help=f"default: {ROUNDS}, and 2 with `--quick`",
-    )
-    parser.add_argument(
         "--memory",
         action="store_true",
         help="measure peaks of memory in place of times",
     )
-    _report.add_options(parser)
     # Used by this script itself, for processes that measure memory.
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -5,12 +5,8 @@ What they find out is no matter of tests: it depends on the machine.
 
 import importlib.util
 import itertools
-import json
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,10 +14,8 @@ import pytest
 
 import keras_adamax
 from tests import gradients
+from tests.benchmark_runs import FOLDER, run
 from tests.support import BACKEND
-
-ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "benchmarks"
 
 
 def load(name):
@@ -42,29 +36,6 @@ bandwidth = load("_bandwidth")
 timing = load("_timing")
 bars = load("_bars")
 report = load("_report")
-
-
-def run(script, folder, *arguments):
-    """Runs a benchmark and returns what it printed and its JSON."""
-    environment = os.environ | {
-        "KERAS_BACKEND": BACKEND,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, FOLDER / script, "--quick", *arguments]
-        + ["--output", folder],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (file,) = folder.glob("*.json")
-    assert str(file) in done.stdout
-    return done.stdout, json.loads(file.read_text("utf-8"))
 
 
 def test_optimizer_step(tmp_path):

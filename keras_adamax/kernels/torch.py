@@ -10,9 +10,6 @@ import keras
 import numpy as np
 import torch
 
-# In a scope without state, nothing is assigned in place.
-from keras.src.backend.common.stateless_scope import in_stateless_scope
-
 from keras_adamax.kernels import (
     Step,
     _torch_compiled,
@@ -220,7 +217,8 @@ def _can_select(
     changed = optimizer._trainable_variables if variables is None else variables
     return (
         optimizer._kernel_choice != "reference"
-        and not in_stateless_scope()
+        # There, nothing is assigned in place.
+        and not _torch_tensors.in_stateless_scope()
         # The attribute would be read from the device.
         and "weight_decay" not in optimizer._live.written
         and not optimizer.use_ema

@@ -140,19 +140,9 @@ def test_two_fits_within_a_second_are_two_files(tmp_path):
 
 
 WITHOUT_TENSORFLOW = """
-import importlib.machinery, sys
+import sys
 
-# As where it is not installed: torch asks `find_spec`, and goes on if it
-# answers None.
-class Finder(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.split(".")[0] != "tensorflow":
-            return super().find_spec(name, path, target)
-
-at = sys.meta_path.index(importlib.machinery.PathFinder)
-sys.meta_path[at] = Finder
-
+import tests.no_tensorflow
 from keras_adamax import ClipRateLogger, WeightDeltaLogger
 from tests.callbacks import training
 

@@ -3,16 +3,10 @@
 What they find out is no matter of tests: it depends on the machine.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmark_runs import run
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax",
@@ -21,26 +15,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(name, folder):
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick"]
-        + ["--check", "--output", folder],
-        cwd=folder,
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tuning")])},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (file,) = folder.glob("*.json")
-    assert str(file) in done.stdout
-    return json.loads(file.read_text("utf-8"))
-
-
 def test_workers(tmp_path):
-    results = run("search_workers", tmp_path)
+    _, results = run("search_workers.py", tmp_path, "--check")
     [times] = results["seconds"]
     assert set(times) == {
         "one worker, all cores",
@@ -56,14 +32,14 @@ def test_workers(tmp_path):
 
 
 def test_overhead(tmp_path):
-    results = run("search_overhead", tmp_path)
+    _, results = run("search_overhead.py", tmp_path, "--check")
     [ours], [optuna] = results["seconds_a_trial"].values()
     assert results["ratios"] == [ours / optuna]
     assert ours > 0 and optuna > 0
 
 
 def test_comparison(tmp_path):
-    results = run("search_comparison", tmp_path)
+    _, results = run("search_comparison.py", tmp_path, "--check")
     assert set(results["searches"]) == {
         "AdamaxClipped",
         "keras.optimizers.Adamax",

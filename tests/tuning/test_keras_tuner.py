@@ -254,19 +254,9 @@ def test_two_optimizers_in_one_search(tmp_path):
 
 
 WITHOUT_TENSORFLOW = """
-import importlib.machinery, sys
+import sys
 
-# As where it is not installed: torch asks `find_spec`, and goes on if it
-# answers None.
-class Finder(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.split(".")[0] != "tensorflow":
-            return super().find_spec(name, path, target)
-
-at = sys.meta_path.index(importlib.machinery.PathFinder)
-sys.meta_path[at] = Finder
-
+import tests.no_tensorflow
 import keras_tuner
 from tests.tuning import test_keras_tuner as tests
 
