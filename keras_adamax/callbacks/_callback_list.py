@@ -30,20 +30,20 @@ class Late(NamedTuple):
     loggers: tuple[str, ...]
 
 
-def running() -> list[Any]:
-    """The callbacks of the `fit` that calls `on_train_begin`, if one does.
+def running() -> keras.callbacks.CallbackList | None:
+    """The list that calls `set_model` or `on_train_begin`, if one does.
 
-    Keras does not tell a callback about the others: its list of them is looked
-    for among the callers.
+    Keras makes a new one for each `fit`, `evaluate` and `predict`, and does
+    not tell a callback about it: it is looked for among the callers.
     """
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_name == "on_train_begin":
+        if frame.f_code.co_name in ("set_model", "on_train_begin"):
             owner: Any = frame.f_locals.get("self")
             if isinstance(owner, keras.callbacks.CallbackList):
-                return list(owner.callbacks)
+                return owner
         frame = frame.f_back
-    return []
+    return None
 
 
 def find_late(callbacks: Sequence[Any], kind: type) -> Late | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_adamax.callbacks import _files
+from keras_adamax.callbacks import _files, _locks
 from keras_adamax.callbacks._records import (
     HEADER,
     Block,
@@ -32,6 +32,9 @@ class Tail(NamedTuple):
 
 class CsvFile:
     """Appends records, each with one write, so that lines are never torn.
+
+    Several loggers may write to one file, also of several processes: they
+    wait for one another (on Windows they do not).
 
     The file is opened for each record only: nothing stays open that a copy
     of the logger would share or a crash would lose.
@@ -77,12 +80,13 @@ class CsvFile:
             ) from error
 
     def _write_header(self) -> None:
-        with open(self.path, "rb") as file:
-            start = file.read(2**12)
         header = HEADER.encode()
-        if header.startswith(start):  # new, or torn in the header
-            _files.replace(self.path, header)
-            return
+        with _locks.exclusive(self.path):
+            with open(self.path, "rb") as file:
+                start = file.read(2**12)
+            if header.startswith(start):  # new, or torn in the header
+                _files.replace(self.path, header)
+                return
         first, _, _ = start.partition(b"\n")
         if first.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != header.rstrip():
             raise ValueError(
@@ -94,28 +98,36 @@ class CsvFile:
             )
 
     def _read_tail(self) -> Tail:
-        size = self.path.stat().st_size
-        with open(self.path, "rb") as file:
-            start = max(0, size - _TAIL)
-            file.seek(start)
-            data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            self.keep_first(start + whole)
+        with _locks.exclusive(self.path):
+            size = self.path.stat().st_size
+            with open(self.path, "rb") as file:
+                start = max(0, size - _TAIL)
+                file.seek(start)
+                data = file.read()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                self._keep_first(start + whole)
         # Without the header, or the line that the window cuts.
         text = self._decode(data[data.find(b"\n") + 1 : whole])
         blocks = from_lines(text, f"{self.path} (at its end)")
         if not blocks:
             return Tail(None, ())
-        run = blocks[-1].moment.run
+        run = self._last_run()
         names = {
             key.variable: None
             for block in blocks
-            if block.moment.run == run
+            if block.moment.run == blocks[-1].moment.run
             for key in block.keys
             if key.variable
         }
         return Tail(run, tuple(names))
+
+    def _last_run(self) -> int:
+        # The largest may stand anywhere: a run that was resumed is written
+        # behind those that were begun meanwhile.
+        with open(self.path, "rb") as file:
+            numbers = {line.partition(b",")[0] for line in file}
+        return max(int(number) for number in numbers if number.isdigit())
 
     def _decode(self, data: bytes) -> str:
         try:
@@ -141,31 +153,41 @@ class CsvFile:
 
     def keep(self, condition: Callable[[Moment], bool]) -> list[Block]:
         """Removes rows, and returns those that stay; all in one rename."""
-        blocks = self.read()
-        kept = [block for block in blocks if condition(block.moment)]
-        if len(kept) < len(blocks):
-            text = HEADER + "".join(map(to_lines, kept))
-            _files.replace(self.path, text.encode())
+        with _locks.exclusive(self.path):
+            blocks = self.read()
+            kept = [block for block in blocks if condition(block.moment)]
+            if len(kept) < len(blocks):
+                text = HEADER + "".join(map(to_lines, kept))
+                _files.replace(self.path, text.encode())
         return kept
 
-    def keep_first(self, size: int) -> None:
-        """Removes what comes after the first `size` bytes, in one rename."""
+    def _keep_first(self, size: int) -> None:
         with open(self.path, "rb") as file:
             data = file.read(size)
         _files.replace(self.path, data)
 
-    def restore(self, size: int, pending: str) -> bool:
-        """Goes back to a file of `size` bytes, with lines still to write.
+    def restore(self, size: int, pending: str, run: int) -> bool:
+        """Removes a run's rows after the first `size` bytes.
+
+        Args:
+            size: Bytes that the file had when a backup was made.
+            pending: Lines that were still to write then.
+            run: The run. What others have written since stays.
 
         Returns:
             Whether that was possible: the file may be gone, or another one.
         """
-        with open(self.path, "rb") as file:
-            data = file.read()
-        if len(data) < size or data[size - 1 : size] != b"\n":
-            return False
-        if len(data) > size:
-            _files.replace(self.path, data[:size])
+        with _locks.exclusive(self.path):
+            data = self.path.read_bytes()
+            if len(data) < size or data[size - 1 : size] != b"\n":
+                return False
+            later = from_lines(
+                self._decode(data[size:]), f"{self.path} (at its end)"
+            )
+            kept = [block for block in later if block.moment.run != run]
+            if len(kept) < len(later):
+                text = "".join(map(to_lines, kept))
+                _files.replace(self.path, data[:size] + text.encode())
         self._pending = pending.encode()
         return True
 
@@ -222,20 +244,23 @@ class CsvFile:
         self._pending = b""
 
     def _append_whole(self, data: bytes) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        descriptor = os.open(self.path, flags | getattr(os, "O_BINARY", 0))
-        try:
+        with (
+            _locks.exclusive(self.path),
+            open(self.path, "a+b", buffering=0) as file,
+        ):
+            descriptor = file.fileno()
             before = os.fstat(descriptor).st_size
             if before == 0:  # somebody has moved the file away
                 data = HEADER.encode() + data
+            left = data
             try:
-                while data:  # once, unless the disk is about to be full
-                    data = data[self._write(descriptor, data) :]
+                while left:  # once, unless the disk is about to be full
+                    left = left[self._write(descriptor, left) :]
             except OSError:
-                os.ftruncate(descriptor, before)
+                file.seek(before)
+                if data.startswith(file.read()):  # and all of it is ours
+                    os.ftruncate(descriptor, before)
                 raise
-        finally:
-            os.close(descriptor)
 
     @staticmethod
     def _write(descriptor: int, data: bytes) -> int:

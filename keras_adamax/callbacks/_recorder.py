@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import threading
 import warnings
 import weakref
@@ -26,6 +27,9 @@ from keras_adamax.callbacks._records import (
     from_lines,
     to_lines,
 )
+
+# The name and the shape of each trainable variable, in order.
+Architecture = Sequence[tuple[str, tuple[int, ...]]]
 
 # What our loggers put into `logs`: no logger records it as one of the logs.
 SUMMARIES = ("clip_rate", "weight_delta", "weight_delta_ratio")
@@ -100,6 +104,8 @@ class Recorder(keras.callbacks.Callback):
         self.log_dir = _check_path("log_dir", log_dir)
         self.filename = _check_path("filename", filename)
         self._records = Records()
+        self._models: dict[int, weakref.ref[Any]] = {}
+        self._architectures: dict[int, Architecture] = {}
         self._csv: CsvFile | None = None
         self._events: EventFile | None = None
         self._has_warned_of_order = False
@@ -203,6 +209,7 @@ class Recorder(keras.callbacks.Callback):
         self._records = Records(
             self._own_rows(from_lines(lines, str(filename), first_line=2))
         )
+        self._models, self._architectures = {}, {}
 
     def _own_rows(self, blocks: Sequence[Block]) -> list[Block]:
         """The rows that this logger would have made, of a file of several."""
@@ -237,7 +244,7 @@ class Recorder(keras.callbacks.Callback):
         """Keras calls it when `fit` begins."""
         super().set_model(model)
         self._has_begun_training = False
-        attach(model, self)
+        _attach(self)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks that records can be made and written."""
@@ -245,41 +252,42 @@ class Recorder(keras.callbacks.Callback):
         self._thread = threading.get_ident()
         self._has_begun_training = True
         model = self.model
-        self._callbacks = _callback_list.running()
+        callbacks = _callback_list.running()
+        self._callbacks = list(callbacks.callbacks) if callbacks else []
         self._optimizers = _optimizers.of_model(model)
         self._check_model()
         self._counter = make_counter(self.params, model)
         if self._events is not None:
             self._events.close()
         self._csv = self._events = None
-        names = self._names_of(model)
         if self.filename is not None:
             self._csv = CsvFile(self.filename, type(self).__name__)
             tail = self._csv.prepare()
             self._csv.forget_scalars()
             self._file_run = tail.run
-            self._check_variables(self.filename, tail.variables, names)
+            self._check_variables(self.filename, tail.run, tail.variables)
         own_run = self._records.last_run
         if own_run is not None:
             self._check_variables(
-                "`records`", self._records.variables(own_run), names
+                "`records`", own_run, self._records.variables(own_run)
             )
         if self.log_dir is not None:
             folder = os.path.join(self.log_dir, self.summary_keys[0])
             self._events = EventFile(folder, type(self).__name__)
             self._events.open()
 
-    def _names_of(self, model: Any) -> tuple[str, ...]:
-        return tuple(
-            _optimizers.unique_names(
-                [variable.path for variable in model.trainable_variables]
-            )
-        )
-
     def _check_variables(
-        self, where: str, recorded: Sequence[str], names: Sequence[str]
+        self, where: str, run: int | None, recorded: Sequence[str]
     ) -> None:
-        if not recorded or not names or _are_of_one_model(recorded, names):
+        architecture = _architecture_of(self._model)
+        names = [name for name, _ in architecture]
+        if (
+            not recorded
+            or not names
+            or self._run_of(self._model) is not None
+            or _have_one_shape(self._architectures.get(run, ()), architecture)
+            or _are_of_one_model(recorded, names)
+        ):
             return
         if not self._is_other_model:
             warnings.warn(
@@ -371,7 +379,6 @@ class Recorder(keras.callbacks.Callback):
         if self._events is not None:
             self._events.close()
         self._csv = self._events = None
-        detach(self.model, self)
 
     def _check_thread(self) -> None:
         if self._thread is None:
@@ -401,17 +408,26 @@ class Recorder(keras.callbacks.Callback):
             step = self._read_step()
         if step == 0 or last is None:  # a fresh optimizer continues nothing
             self._run = 0 if last is None else last + 1
-            return
-        self._continue_run(last, step)
+        else:
+            own = self._run_of(self._model)
+            self._continue_run(last if own is None else own, step)
+        self._models[self._run] = weakref.ref(self._model)
+
+    def _run_of(self, model: Any) -> int | None:
+        """The last run in memory that was made with this very model."""
+        present = {block.moment.run for block in self._records.blocks}
+        runs = [run for run, its in self._models.items() if its() is model]
+        return max(present.intersection(runs), default=None)
 
     def _continue_run(self, run: int, step: int) -> None:
         self._run = run
+        self._rename(self._architectures.get(run, ()))
 
         def happened(moment: Moment) -> bool:
             return moment.run != run or moment.step <= step
 
         kept = self._csv.keep(happened) if self._csv is not None else []
-        if self._records.last_run == run:
+        if any(block.moment.run == run for block in self._records.blocks):
             self._records.keep(happened)
         else:
             self._records = Records(self._own_rows(kept))
@@ -419,9 +435,23 @@ class Recorder(keras.callbacks.Callback):
         if self._events is not None:
             self._events.forget_after(step)
 
+    def _rename(self, recorded: "Architecture") -> None:
+        """Goes on under the names in the records, if the shapes are equal."""
+        own = _architecture_of(self._model)
+        if _have_one_shape(recorded, own):
+            self._architectures[self._run] = recorded
+            self._renamed = {
+                name: old
+                for (old, _), (name, _) in zip(recorded, own, strict=True)
+                if name != old
+            }
+
     def _continue_restored(self, state: Mapping[str, Any]) -> None:
-        self._run = state["run"]
-        self._records = Records(state["blocks"])
+        run = self._run = state["run"]
+        self._keep_others(state["blocks"], run)
+        self._rename([(n, tuple(s)) for n, s in state.get("variables", ())])
+        self._models[run] = weakref.ref(self._model)
+        self._records = Records([*state["blocks"], *self._records.blocks])
         self._recorded_names = self._records.variables(self._run)
         self._counter = make_counter(
             self.params, self._model, total=state["total"]
@@ -433,10 +463,46 @@ class Recorder(keras.callbacks.Callback):
         if self._events is not None:
             self._events.forget_after(state["step"])
 
+    def _keep_others(self, restored: Sequence[Block], run: int) -> None:
+        """Keeps in memory only what a backup does not have.
+
+        That is what the logger has seen of other models. A run that differs
+        from the one of its number in the backup gets a new number.
+
+        Args:
+            restored: The records in the backup.
+            run: The run that it goes on with, perhaps without records so far.
+        """
+        first: dict[int, Block] = {}
+        for block in restored:
+            first.setdefault(block.moment.run, block)
+        numbers: dict[int, int] = {}
+        kept = []
+        last = max((run, self._records.last_run or 0, *first))
+        for block in self._records.blocks:
+            old = block.moment.run
+            if old not in numbers:
+                is_taken = old in first or old == run
+                # As text, where NaN equals NaN.
+                if is_taken and to_lines(first.get(old, block)) == to_lines(
+                    block
+                ):
+                    continue
+                last += is_taken
+                numbers[old] = last if is_taken else old
+            moment = block.moment._replace(run=numbers[old])
+            kept.append(block._replace(moment=moment))
+        self._records = Records(kept)
+        self._models, self._architectures = (
+            {new: its[old] for old, new in numbers.items() if old in its}
+            for its in (self._models, self._architectures)
+        )
+
+
     def _restore_csv(self, file: CsvFile, state: Mapping[str, Any]) -> None:
         size = state["csv_size"]
         if size is not None:
-            if file.restore(size, state["csv_pending"]):
+            if file.restore(size, state["csv_pending"], state["run"]):
                 return
             warnings.warn(
                 f"{type(self).__name__}: {self.filename} has become shorter "
@@ -476,6 +542,10 @@ class Recorder(keras.callbacks.Callback):
             "csv_size": None if self._csv is None else self._csv.size(),
             "csv_pending": "" if self._csv is None else self._csv.pending(),
             "window": window,
+            "config": Recorder.get_config(self),
+            "variables": self._architectures.get(
+                self._run, _architecture_of(self._model)
+            ),
         }, arrays
 
     def restore_state(
@@ -493,12 +563,25 @@ class Recorder(keras.callbacks.Callback):
             blocks: The records at that moment.
             step: The optimizer's updates at that moment.
         """
+        if not self.fits(state, is_alike=True) and "config" in state:
+            state = {**state, "window": None}
         self._restored = {
             **state,
             "arrays": arrays,
             "blocks": blocks,
             "step": step,
         }
+
+    def fits(self, state: Mapping[str, Any], is_alike: bool) -> bool:
+        """Whether a snapshot is of a logger of this class.
+
+        Args:
+            state: JSON that `backup_state` gave.
+            is_alike: Whether its arguments must be equal, too.
+        """
+        return state["class"] == type(self).__name__ and (
+            not is_alike or state.get("config") == Recorder.get_config(self)
+        )
 
     @property
     def record_blocks(self) -> Sequence[Block]:
@@ -544,9 +627,11 @@ class Recorder(keras.callbacks.Callback):
         had_window = self._has_window
         self._open_window()
         measurement = self._measure(had_window)
-        if self._recorded_names:
+        if self._recorded_names and not self._renamed:
             self._renamed = _renaming(self._recorded_names, measurement.names)
-            self._recorded_names = ()
+        self._recorded_names = ()
+        if self._run not in self._architectures:
+            self._architectures[self._run] = _architecture_of(self._model)
         if self._renamed:
             rename = self._renamed
             measurement = measurement._replace(
@@ -667,6 +752,7 @@ class Recorder(keras.callbacks.Callback):
             "_csv": None,
             "_events": None,
             "_callbacks": [],
+            "_models": {},
         }
 
     def get_config(self) -> dict[str, Any]:
@@ -687,31 +773,29 @@ class Recorder(keras.callbacks.Callback):
         return cls(**config)
 
 
-# The loggers of each model's running `fit`, for AtomicBackup: Keras does not
-# tell a callback about the others.
+# The loggers in each of Keras's lists of callbacks, also those that another
+# callback hands its hooks on to. A list is made for one `fit` (or `evaluate`,
+# or `predict`): what an earlier one has left behind, however it ended, is not
+# in that of the next.
 _attached: "weakref.WeakKeyDictionary[Any, list[weakref.ref[Recorder]]]" = (
     weakref.WeakKeyDictionary()
 )
 
 
-def attach(model: Any, recorder: Recorder) -> None:
-    """Remembers that a recorder observes a model."""
-    detach(model, recorder)
-    _attached.setdefault(model, []).append(weakref.ref(recorder))
+def _attach(recorder: Recorder) -> None:
+    callbacks = _callback_list.running()
+    if callbacks is not None and recorder not in _in(callbacks):
+        _attached.setdefault(callbacks, []).append(weakref.ref(recorder))
 
 
-def detach(model: Any, recorder: Recorder) -> None:
-    """Forgets it."""
-    _attached[model] = [
-        reference
-        for reference in _attached.get(model, [])
-        if reference() not in (None, recorder)
-    ]
+def running_recorders() -> list[Recorder]:
+    """The recorders of the `fit` that calls `on_train_begin`, in order."""
+    callbacks = _callback_list.running()
+    return [] if callbacks is None else _in(callbacks)
 
 
-def recorders_of(model: Any) -> list[Recorder]:
-    """The recorders that observe a model."""
-    recorders = [reference() for reference in _attached.get(model, [])]
+def _in(callbacks: Any) -> list[Recorder]:
+    recorders = [reference() for reference in _attached.get(callbacks, [])]
     return [recorder for recorder in recorders if recorder is not None]
 
 
@@ -743,6 +827,18 @@ def _tag(key: Key) -> str:
     return f"{group}/{key.quantity}"
 
 
+def _architecture_of(model: Any) -> Architecture:
+    variables = model.trainable_variables
+    names = _optimizers.unique_names([v.path for v in variables])
+    shapes = [tuple(v.shape) for v in variables]
+    return list(zip(names, shapes, strict=True))
+
+
+def _have_one_shape(first: Architecture, second: Architecture) -> bool:
+    """Whether the variables have the same shapes, in order."""
+    return bool(first) and [s for _, s in first] == [s for _, s in second]
+
+
 def _ending(name: str) -> str:
     return "/".join(name.split("/")[-2:])
 
@@ -753,18 +849,30 @@ def _are_of_one_model(first: Sequence[str], second: Sequence[str]) -> bool:
     A model that is loaded from a file may have lost the first part of each.
     """
     one, other = set(map(_ending, first)), set(map(_ending, second))
-    return one <= other or other <= one
+    return one <= other or other <= one or _are_numbered_anew(first, second)
+
+
+def _are_numbered_anew(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether only the numbers differ that Keras gives to a second `Dense`."""
+    one, other = (
+        [re.sub(r"_\d+(?=/|$)", "", _ending(name)) for name in names]
+        for names in (first, second)
+    )
+    return one == other
 
 
 def _renaming(recorded: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """From the names of a reloaded model to those that it was recorded with."""
-    if len(recorded) != len(names) or any(
-        not (
-            old == new
-            or f"/{old}".endswith(f"/{new}")
-            or f"/{new}".endswith(f"/{old}")
+    if not _are_numbered_anew(recorded, names) and (
+        len(recorded) != len(names)
+        or any(
+            not (
+                old == new
+                or f"/{old}".endswith(f"/{new}")
+                or f"/{new}".endswith(f"/{old}")
+            )
+            for old, new in zip(recorded, names, strict=True)
         )
-        for old, new in zip(recorded, names, strict=True)
     ):
         return {}
     return {n: o for o, n in zip(recorded, names, strict=True) if o != n}

@@ -1,6 +1,7 @@
 """`AtomicBackup`: a stopped or killed `fit` goes on as if nothing happened."""
 
 import errno
+import itertools
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from keras_adamax import _validation
 from keras_adamax.callbacks import _files, _optimizers
 from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._generations import Damaged, Generations
-from keras_adamax.callbacks._recorder import Recorder, recorders_of
+from keras_adamax.callbacks._recorder import Recorder, running_recorders
 from keras_adamax.callbacks._records import Block, from_lines, to_lines
 
 _WEIGHTS = "model.weights.h5"
@@ -143,6 +144,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._has_restored = False
         self._has_warned = False
         self._has_given_up = False
+        self._recorders: list[Recorder] = []
+        self._journals: dict[str, Recorder] = {}
 
     @property
     def _folder(self) -> Path:
@@ -161,7 +164,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 f"called. Received: the model {model.name!r}, which is not. "
                 "Give it a `keras.Input`, or call it on a batch of data."
             )
-        for recorder in recorders_of(model):
+        self._recorders = running_recorders()
+        for recorder in self._recorders:
             if not recorder.has_begun_training:
                 raise ValueError(
                     f"AtomicBackup must stand behind {type(recorder).__name__} "
@@ -174,6 +178,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         if restored is None:
             for journal in self._folder.glob(_JOURNAL.format("*", "*")):
                 journal.unlink()
+            self._journals = self._choose_journals({})
         else:
             self._restore(model, *restored)
 
@@ -218,6 +223,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             self.model._initial_epoch = None
         if self.delete_checkpoint:
             self._delete()
+        self._recorders, self._journals = [], {}
 
     def _check_thread(self) -> None:
         if threading.get_ident() != self._thread:
@@ -303,7 +309,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             for i, v in enumerate(_unsaved_variables(model))
         }
         states = {}
-        for journal, recorder in _journals(model).items():
+        for journal, recorder in self._journals.items():
             state, kept = recorder.backup_state()
             state["journal_size"] = self._append_to_journal(journal, recorder)
             state["arrays"] = len(kept)
@@ -421,13 +427,52 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._counter = make_counter(self.params, model, state["total"])
         self._last_total = state["total"]
         self._history = state["history"]
-        for journal, recorder in _journals(model).items():
+        self._journals = self._choose_journals(state["loggers"])
+        for journal, recorder in self._journals.items():
             own = state["loggers"].get(journal)
             if own is not None:
                 blocks = self._read_journal(journal, own["journal_size"])
                 kept = [arrays[f"{journal}-{i}"] for i in range(own["arrays"])]
                 recorder.restore_state(own, kept, blocks, state["step"])
                 self._journaled[journal] = len(blocks)
+
+    def _choose_journals(
+        self, saved: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Recorder]:
+        """A file for each logger's records: that of a backup, if it has one.
+
+        A logger is known by its class and configuration, and of several such
+        by their order. Where nobody has the configuration, class and order
+        decide: a file may have been moved.
+
+        Args:
+            saved: File name to state of the loggers in the backup.
+        """
+        left, result = dict(saved), {}
+        waiting = list(self._recorders)
+        for is_alike in (True, False):
+            for recorder in list(waiting):
+                name = next(
+                    (n for n, s in left.items() if recorder.fits(s, is_alike)),
+                    None,
+                )
+                if name is not None:
+                    del left[name]
+                    waiting.remove(recorder)
+                    result[name] = recorder
+        for recorder in waiting:
+            result[self._new_journal(recorder, {*saved, *result})] = recorder
+        return result
+
+    def _new_journal(self, recorder: Recorder, taken: set[str]) -> str:
+        numbers = itertools.count()
+        names = (_JOURNAL.format(type(recorder).__name__, n) for n in numbers)
+        # A file that is there may be that of an older generation.
+        return next(
+            name
+            for name in names
+            if name not in taken and not (self._folder / name).exists()
+        )
 
     def _read_journal(self, journal: str, size: int) -> list[Block]:
         path = self._folder / journal
@@ -485,16 +530,6 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             config: The arguments.
         """
         return cls(**config)
-
-
-def _journals(model: Any) -> dict[str, Recorder]:
-    """The loggers of a model, each with a file name that it has every time."""
-    result: dict[str, Recorder] = {}
-    for recorder in recorders_of(model):
-        name = type(recorder).__name__
-        number = sum(type(r).__name__ == name for r in result.values())
-        result[_JOURNAL.format(name, number)] = recorder
-    return result
 
 
 def _save_weights(model: Any, path: Path) -> None:
