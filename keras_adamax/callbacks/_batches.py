@@ -33,6 +33,11 @@ class BatchCounter:
         self._last_ended[threading.get_ident()] = batch
         return self._limit(batch + 1)
 
+    @property
+    def has_ended_here(self) -> bool:
+        """Whether a batch of this epoch has ended in the calling thread."""
+        return threading.get_ident() in self._last_ended
+
     def advance(self, done: int | None = None) -> int:
         """Moves the total to `done` batches of the epoch.
 

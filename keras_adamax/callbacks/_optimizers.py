@@ -13,11 +13,11 @@ def of_model(model: Any) -> list[Any]:
     """The optimizers that a model holds, not unwrapped.
 
     The one that it was compiled with comes first; a model with a `train_step`
-    of its own may have others as attributes.
+    of its own may have others as attributes (also in lists and dictionaries),
+    or train models in it with theirs.
     """
-    candidates = [getattr(model, "optimizer", None), *vars(model).values()]
     found: dict[int, Any] = {}
-    for candidate in candidates:
+    for candidate in _candidates(model):
         if isinstance(candidate, keras.optimizers.Optimizer):
             found.setdefault(id(candidate), candidate)
     inner = {
@@ -27,6 +27,26 @@ def of_model(model: Any) -> list[Any]:
         if leaf is not optimizer
     }
     return [o for key, o in found.items() if key not in inner]
+
+
+def _candidates(model: Any) -> Iterator[Any]:
+    yield getattr(model, "optimizer", None)
+    for value in vars(model).values():
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
+    if type(model).train_step is keras.Model.train_step:
+        return
+    trained = {id(variable) for variable in model.trainable_variables}
+    for layer in model.layers:
+        # A frozen teacher's optimizer, say, rests.
+        if isinstance(layer, keras.Model) and trained.intersection(
+            map(id, layer.trainable_variables)
+        ):
+            yield from of_model(layer)
 
 
 def leaves(optimizer: Any) -> Iterator[Any]:
@@ -54,14 +74,40 @@ def ours(optimizers: Sequence[Any]) -> list[AdamaxClipped]:
 def updates(optimizers: Sequence[Any]) -> Any:
     """The number of updates applied so far, as an integer tensor.
 
-    Of several optimizers the one that has made most counts: they take turns.
+    Those of several optimizers are added: whichever of them goes on, the
+    number grows, also where one has been trained before.
     """
     iterations = [value_of(o.iterations) for o in optimizers]
     if not iterations:
         return ops.zeros((), "int32")
     if len(iterations) == 1:
         return iterations[0]
-    return ops.max(ops.stack([ops.cast(i, "int32") for i in iterations]))
+    return ops.sum(ops.stack([ops.cast(i, "int32") for i in iterations]))
+
+
+def updates_of_each(optimizers: Sequence[Any]) -> list[int]:
+    """The number of updates that each of the optimizers has applied so far."""
+    return [int(ops.convert_to_numpy(o.iterations)) for o in optimizers]
+
+
+def place_in(optimizer: Any, variable: Any) -> int | None:
+    """The number of a variable among those that an optimizer was built with.
+
+    Args:
+        optimizer: One that is no wrapper.
+        variable: The variable.
+    """
+    # As Keras looks for it, whatever it was called then.
+    return optimizer._trainable_variables_indices.get(
+        optimizer._var_key(variable)
+    )
+
+
+def owns(optimizer: Any, variable: Any) -> bool:
+    """Whether an optimizer, or one inside of it, was built with a variable."""
+    return any(
+        place_in(leaf, variable) is not None for leaf in leaves(optimizer)
+    )
 
 
 def value_of(variable: Any) -> Any:

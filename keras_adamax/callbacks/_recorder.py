@@ -28,6 +28,10 @@ from keras_adamax.callbacks._records import (
     to_lines,
 )
 
+# Seconds. A callback that stands in front may take long, and where one has
+# failed in a thread, Keras says so only after our hook.
+LOGS_TIMEOUT = 10.0
+
 # The name and the shape of each trainable variable, in order.
 Architecture = Sequence[tuple[str, tuple[int, ...]]]
 
@@ -338,6 +342,7 @@ class Recorder(keras.callbacks.Callback):
             return
         if self._counter.may_cross(done, int(self.update_freq)):
             self._batch_logs[done] = dict(logs)
+            self._logs_come = True
             awaited = self._awaited
             if awaited is not None and awaited[0] == done:
                 awaited[1].set()
@@ -476,28 +481,32 @@ class Recorder(keras.callbacks.Callback):
         first: dict[int, Block] = {}
         for block in restored:
             first.setdefault(block.moment.run, block)
-        numbers: dict[int, int] = {}
-        kept = []
         last = max((run, self._records.last_run or 0, *first))
+        numbers: dict[int, int | None] = {}  # `None`: the backup has it
+        kept = []
         for block in self._records.blocks:
             old = block.moment.run
             if old not in numbers:
-                is_taken = old in first or old == run
-                # As text, where NaN equals NaN.
-                if is_taken and to_lines(first.get(old, block)) == to_lines(
-                    block
-                ):
-                    continue
-                last += is_taken
-                numbers[old] = last if is_taken else old
-            moment = block.moment._replace(run=numbers[old])
-            kept.append(block._replace(moment=moment))
+                numbers[old] = old
+                if old in first or old == run:
+                    # As text, where NaN equals NaN.
+                    is_same = to_lines(first.get(old, block)) == to_lines(block)
+                    last += not is_same
+                    numbers[old] = None if is_same else last
+            new = numbers[old]
+            if new is not None:
+                kept.append(
+                    block._replace(moment=block.moment._replace(run=new))
+                )
         self._records = Records(kept)
         self._models, self._architectures = (
-            {new: its[old] for old, new in numbers.items() if old in its}
+            {
+                new: its[old]
+                for old, new in numbers.items()
+                if new is not None and old in its
+            }
             for its in (self._models, self._architectures)
         )
-
 
     def _restore_csv(self, file: CsvFile, state: Mapping[str, Any]) -> None:
         size = state["csv_size"]
@@ -653,10 +662,13 @@ class Recorder(keras.callbacks.Callback):
         is short, and rows come into a file in the order of their steps. It is
         for order alone: without logs, the record is written later.
         """
+        if self._counter.has_ended_here:
+            return  # no thread brings any
         event = threading.Event()
         self._awaited = (done, event)
         if done not in self._batch_logs and self._logs_come:
-            self._logs_come = event.wait(timeout=1.0)
+            # `on_train_batch_end` sets it again: one stall is no rule.
+            self._logs_come = event.wait(timeout=LOGS_TIMEOUT)
         self._awaited = None
 
     def _finish_pending(self, at_once: bool = False) -> None:

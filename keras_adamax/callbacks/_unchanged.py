@@ -1,10 +1,8 @@
 """Why a variable did not change, as far as that can be known."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 from keras_adamax.adamax_clipped import AdamaxClipped
@@ -29,41 +27,68 @@ FROZEN = (
     "it shall stay so"
 )
 RATE_ZERO = "the learning rate is 0"
+# As the scales of float8 layers.
+OVERWRITTEN = (
+    "its gradient is its new value (overwrite_with_gradient), and was equal to "
+    "it or absent"
+)
 
 
 def reasons(
     optimizers: Sequence[Any],
     variables: Sequence[Any],
-    names: Sequence[str],
     all_unchanged: bool,
-    start: Sequence[ClipStatistics],
+    start: Mapping[int, ClipStatistics],
 ) -> list[str]:
     """One reason for each variable that did not change.
 
     Args:
-        optimizers: The model's optimizers, their state up to date.
+        optimizers: Those that train the variables, their state up to date.
         variables: The variables that did not change.
-        names: Their names.
         all_unchanged: Whether no other trainable variable changed either.
-        start: A snapshot of each `AdamaxClipped` when `fit` began.
+        start: By the `id` of each `AdamaxClipped`, a snapshot of it when
+            `fit` began.
     """
-    ours = _optimizers.ours(optimizers)
     leaves = _optimizers.all_leaves(optimizers)
-    if leaves and all(_learning_rate(leaf) == 0 for leaf in leaves):
-        return [RATE_ZERO] * len(names)
-    counted = _counted_since(ours, start)
-    norms = _largest_norms(ours)
+    is_rate_zero = leaves and all(_learning_rate(leaf) == 0 for leaf in leaves)
+    counted = {
+        id(leaf): _counted_since(leaf, start.get(id(leaf)))
+        for leaf in _optimizers.ours(optimizers)
+    }
     result = []
-    for variable, name in zip(variables, names, strict=True):
-        if not variable.trainable:
+    for variable in variables:
+        if getattr(variable, "overwrite_with_gradient", False):
+            result.append(OVERWRITTEN)
+        elif is_rate_zero:
+            result.append(RATE_ZERO)
+        elif not variable.trainable:
             result.append(FROZEN)
-        elif name in counted and counted[name] == 0:
-            result.append(NO_GRADIENT)
-        elif name in norms:
-            result.append(ZERO_GRADIENT if norms[name] == 0 else TOO_SMALL)
         else:
-            result.append(_of_other(leaves, all_unchanged))
+            result.append(
+                _of_ours(leaves, variable, counted)
+                or _of_other(leaves, all_unchanged)
+            )
     return result
+
+
+def _of_ours(
+    leaves: Sequence[Any],
+    variable: Any,
+    counted: Mapping[int, Sequence[int | None]],
+) -> str | None:
+    """What the `AdamaxClipped` that was built with a variable tells of it."""
+    for leaf in leaves:
+        place = _optimizers.place_in(leaf, variable)
+        if place is None or id(leaf) not in counted:
+            continue
+        if counted[id(leaf)][place] == 0:
+            return NO_GRADIENT
+        largest = ops.max(
+            ops.absolute(ops.convert_to_tensor(leaf._norms[place]))
+        )
+        is_zero = float(ops.convert_to_numpy(largest)) == 0
+        return ZERO_GRADIENT if is_zero else TOO_SMALL
+    return None
 
 
 def _of_other(optimizers: Sequence[Any], all_unchanged: bool) -> str:
@@ -89,33 +114,23 @@ def _learning_rate(optimizer: Any) -> float:
 
 
 def _counted_since(
-    optimizers: Sequence[AdamaxClipped], start: Sequence[ClipStatistics]
-) -> dict[str, int]:
-    """Elements that the clipping of each variable was given since `start`.
+    optimizer: AdamaxClipped, start: ClipStatistics | None
+) -> list[int | None]:
+    """Elements of each variable that the clipping was given since `start`.
 
-    Only of variables for which that says whether there was a gradient.
+    `None` where that does not say whether there was a gradient.
     """
-    result = {}
-    for i, optimizer in enumerate(optimizers):
-        if not (optimizer.track_clip_rate and optimizer.clip_gradients):
-            continue
-        now = optimizer.clip_statistics().counted
-        before = start[i].counted if i < len(start) else {}
-        for name, count in now.items():
-            patterns = optimizer.exclude_from_clipping or ()
-            if not any(re.search(pattern, name) for pattern in patterns):
-                result[name] = count - before.get(name, 0)
-    return result
-
-
-def _largest_norms(optimizers: Sequence[AdamaxClipped]) -> dict[str, float]:
-    """The largest element of each variable's running maximum of gradients."""
-    result = {}
-    for optimizer in optimizers:
-        names = list(optimizer.clip_statistics().counted)
-        norms = [v for v in optimizer.variables if v.name.endswith("_norm")]
-        if len(norms) == len(names):
-            for name, norm in zip(names, norms, strict=True):
-                largest = ops.max(ops.absolute(ops.convert_to_tensor(norm)))
-                result[name] = float(np.asarray(ops.convert_to_numpy(largest)))
-    return result
+    if not optimizer.built:
+        return []
+    now = optimizer.clip_statistics().counted
+    if not (optimizer.track_clip_rate and optimizer.clip_gradients):
+        return [None] * len(now)
+    before = {} if start is None else start.counted
+    # As it was decided when the optimizer was built: names may have changed.
+    excluded = ops.convert_to_numpy(optimizer._exclusions) > 0
+    return [
+        None if is_excluded else count - before.get(name, 0)
+        for (name, count), is_excluded in zip(
+            now.items(), excluded, strict=True
+        )
+    ]

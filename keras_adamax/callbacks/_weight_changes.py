@@ -83,7 +83,8 @@ class WeightChanges:
         values = ops.convert_to_numpy(packed).astype("float64")
         # Now that the result is here, nothing needs the old copy any more.
         self._kernel.overwrite(self._previous, current)
-        rows = values[:-2].reshape(len(current), -1)
+        width = 4 + (BINS if self._with_counts else 0)
+        rows = values[:-2].reshape(len(current), width)
         changes = []
         for row in rows:
             largest, squares, largest_weight, weight_squares = row[:4]

@@ -194,4 +194,22 @@ class ClipRateLogger(Recorder):
 
     def _restore_window(self, state: Any, arrays: list[np.ndarray]) -> None:
         del arrays
-        self._snapshots = [ClipStatistics(c, n) for c, n in state]
+        self._snapshots = [
+            self._under_present_names(ClipStatistics(clipped, counted), now)
+            for (clipped, counted), now in zip(
+                state, self._snapshots, strict=True
+            )
+        ]
+
+    def _under_present_names(
+        self, saved: ClipStatistics, now: ClipStatistics
+    ) -> ClipStatistics:
+        old = [self._renamed.get(name, name) for name in now.counted]
+        if set(old) != set(saved.counted):
+            if len(old) != len(saved.counted):
+                return saved
+            old = list(saved.counted)
+        return ClipStatistics(
+            dict(zip(now.clipped, map(saved.clipped.get, old), strict=True)),
+            dict(zip(now.counted, map(saved.counted.get, old), strict=True)),
+        )

@@ -13,6 +13,7 @@ from keras_adamax import _validation
 from keras_adamax.callbacks import _optimizers, _unchanged
 from keras_adamax.callbacks._recorder import Measurement, Recorder, _join
 from keras_adamax.callbacks._weight_changes import WeightChange, WeightChanges
+from keras_adamax.statistics import ClipStatistics
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -116,7 +117,8 @@ class WeightDeltaLogger(Recorder):
         self._changes: WeightChanges | None = None
         self._names: tuple[str, ...] = ()
         self._last_step: int | None = None
-        self._start: list[Any] = []
+        self._last_updates: list[int] = []
+        self._start: dict[int, ClipStatistics] = {}
         self._named_unchanged: set[str] = set()
         self._has_warned_of_nan = False
 
@@ -129,10 +131,12 @@ class WeightDeltaLogger(Recorder):
             _optimizers.unique_names([v.path for v in variables])
         )
         self._changes = WeightChanges(variables, self.log_dir is not None)
-        self._start = [
-            o.clip_statistics() for o in _optimizers.ours(self._optimizers)
-        ]
+        self._start = {
+            id(o): o.clip_statistics()
+            for o in _optimizers.ours(self._optimizers)
+        }
         self._last_step = self._read_step()
+        self._last_updates = self._read_updates()
         return True
 
     def _measure(self, has_window: bool) -> Measurement:
@@ -153,6 +157,7 @@ class WeightDeltaLogger(Recorder):
             if self.warn_unchanged and step != self._last_step:
                 self._warn_of_unchanged(step, changes)
         self._last_step = step
+        self._last_updates = self._read_updates()
         deltas = [change.change_norm for change in changes]
         norms = [change.weight_norm for change in changes]
         delta, norm = _root_sum_square(deltas), _root_sum_square(norms)
@@ -188,12 +193,70 @@ class WeightDeltaLogger(Recorder):
                 stacklevel=2,
             )
 
+    def _read_updates(self) -> list[int]:
+        """What each optimizer has applied; of one, the step says it."""
+        if len(self._optimizers) < 2 or not self.warn_unchanged:
+            return []
+        return _optimizers.updates_of_each(self._optimizers)
+
     def _warn_of_unchanged(
         self, step: int, changes: Sequence[WeightChange]
     ) -> None:
-        assert self._changes is not None
+        assert self._changes is not None and self._last_step is not None
         variables = self._changes.variables
         movable = [i for i, v in enumerate(variables) if math.prod(v.shape)]
+        updates = step - self._last_step
+        if len(self._optimizers) < 2:
+            self._name_unchanged(
+                self._optimizers, movable, changes, updates, step
+            )
+            return
+        left = movable
+        for optimizer, now, before in zip(
+            self._optimizers,
+            self._read_updates(),
+            self._last_updates,
+            strict=True,
+        ):
+            own = [i for i in left if _optimizers.owns(optimizer, variables[i])]
+            if now != before:
+                left = [i for i in left if i not in own]
+                self._name_unchanged(
+                    [optimizer], own, changes, now - before, step
+                )
+        # Of one that is not built, nobody knows what it will train.
+        if all(o.built for o in self._optimizers):
+            owned = [
+                i
+                for i in left
+                if any(
+                    _optimizers.owns(o, variables[i]) for o in self._optimizers
+                )
+            ]
+            orphans = [i for i in left if i not in owned]
+            self._name_unchanged(
+                self._optimizers, orphans, changes, updates, step
+            )
+
+    def _name_unchanged(
+        self,
+        optimizers: Sequence[Any],
+        movable: Sequence[int],
+        changes: Sequence[WeightChange],
+        updates: int,
+        step: int,
+    ) -> None:
+        """Warns of those that did not change.
+
+        Args:
+            optimizers: Those that may have changed them.
+            movable: Numbers of the variables that these might have changed.
+            changes: The changes of all variables.
+            updates: What these optimizers have applied meanwhile.
+            step: The updates applied so far.
+        """
+        assert self._changes is not None
+        variables = self._changes.variables
         unchanged = [i for i in movable if changes[i].change_norm == 0]
         new = [
             i for i in unchanged if self._names[i] not in self._named_unchanged
@@ -203,9 +266,8 @@ class WeightDeltaLogger(Recorder):
         names = [self._names[i] for i in new]
         self._named_unchanged.update(names)
         reasons = _unchanged.reasons(
-            self._optimizers,
+            optimizers,
             [variables[i] for i in new],
-            names,
             all_unchanged=len(unchanged) == len(movable),
             start=self._start,
         )
@@ -216,11 +278,9 @@ class WeightDeltaLogger(Recorder):
             f"{', '.join(group)} ({reason})"
             for reason, group in by_reason.items()
         )
-        assert self._last_step is not None
         warnings.warn(
             f"{len(unchanged)} of {len(movable)} trainable variables did not "
-            f"change at all in {step - self._last_step} updates, up to step "
-            f"{step}: {what}.",
+            f"change at all in {updates} updates, up to step {step}: {what}.",
             stacklevel=2,
         )
 
