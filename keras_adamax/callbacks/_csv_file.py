@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_adamax.callbacks import _files
+from keras_adamax import _atomic_files
 from keras_adamax.callbacks._records import (
     HEADER,
     Block,
@@ -81,7 +81,7 @@ class CsvFile:
             start = file.read(2**12)
         header = HEADER.encode()
         if header.startswith(start):  # new, or torn in the header
-            _files.replace(self.path, header)
+            _atomic_files.replace(self.path, header)
             return
         first, _, _ = start.partition(b"\n")
         if first.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != header.rstrip():
@@ -145,14 +145,14 @@ class CsvFile:
         kept = [block for block in blocks if condition(block.moment)]
         if len(kept) < len(blocks):
             text = HEADER + "".join(map(to_lines, kept))
-            _files.replace(self.path, text.encode())
+            _atomic_files.replace(self.path, text.encode())
         return kept
 
     def keep_first(self, size: int) -> None:
         """Removes what comes after the first `size` bytes, in one rename."""
         with open(self.path, "rb") as file:
             data = file.read(size)
-        _files.replace(self.path, data)
+        _atomic_files.replace(self.path, data)
 
     def restore(self, size: int, pending: str) -> bool:
         """Goes back to a file of `size` bytes, with lines still to write.
@@ -165,7 +165,7 @@ class CsvFile:
         if len(data) < size or data[size - 1 : size] != b"\n":
             return False
         if len(data) > size:
-            _files.replace(self.path, data[:size])
+            _atomic_files.replace(self.path, data[:size])
         self._pending = pending.encode()
         return True
 
@@ -244,4 +244,4 @@ class CsvFile:
     def sync(self) -> None:
         """Waits until the file is on the disk."""
         if self.path.exists():
-            _files.sync(self.path)
+            _atomic_files.sync(self.path)
