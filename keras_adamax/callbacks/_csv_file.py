@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_adamax.callbacks import _files, _locks
+from keras_adamax import _atomic_files
+from keras_adamax.callbacks import _locks
 from keras_adamax.callbacks._records import (
     HEADER,
     Block,
@@ -85,7 +86,7 @@ class CsvFile:
             with open(self.path, "rb") as file:
                 start = file.read(2**12)
             if header.startswith(start):  # new, or torn in the header
-                _files.replace(self.path, header)
+                _atomic_files.replace(self.path, header)
                 return
         first, _, _ = start.partition(b"\n")
         if first.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != header.rstrip():
@@ -158,13 +159,13 @@ class CsvFile:
             kept = [block for block in blocks if condition(block.moment)]
             if len(kept) < len(blocks):
                 text = HEADER + "".join(map(to_lines, kept))
-                _files.replace(self.path, text.encode())
+                _atomic_files.replace(self.path, text.encode())
         return kept
 
     def _keep_first(self, size: int) -> None:
         with open(self.path, "rb") as file:
             data = file.read(size)
-        _files.replace(self.path, data)
+        _atomic_files.replace(self.path, data)
 
     def restore(self, size: int, pending: str, run: int) -> bool:
         """Removes a run's rows after the first `size` bytes.
@@ -187,7 +188,7 @@ class CsvFile:
             kept = [block for block in later if block.moment.run != run]
             if len(kept) < len(later):
                 text = "".join(map(to_lines, kept))
-                _files.replace(self.path, data[:size] + text.encode())
+                _atomic_files.replace(self.path, data[:size] + text.encode())
         self._pending = pending.encode()
         return True
 
@@ -269,4 +270,4 @@ class CsvFile:
     def sync(self) -> None:
         """Waits until the file is on the disk."""
         if self.path.exists():
-            _files.sync(self.path)
+            _atomic_files.sync(self.path)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import secrets
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -77,8 +78,9 @@ class EventFile:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # tensorboardX names files by the second: two would be one.
-            number = f"{os.getpid()}.{next(_counter):06d}"
+            # tensorboardX names files by the second: two would be one. In
+            # containers that share a folder process ids are the same.
+            number = f"{next(_counter):06d}.{secrets.token_hex(8)}"
             self._writer = self._make_writer(
                 str(self._folder / "events"), f".{number}.keras_adamax"
             )

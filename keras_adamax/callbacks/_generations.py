@@ -1,5 +1,7 @@
 """Folders that appear whole or not at all, with the one before as a spare."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_adamax.callbacks import _files
+from keras_adamax import _atomic_files
 
 _PREFIX = "generation-"
-_TEMPORARY = "unfinished-"
+# What versions that did not write through `_atomic_files` have left.
+_OLD_LEFTOVERS = "unfinished-*"
+# A folder of that name is there, and has content.
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _STATE = "state.json"
 
 
@@ -54,12 +59,8 @@ class Generations:
             OSError: If that is not possible.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.clean()
-        probe = self.folder / f"{_TEMPORARY}probe"
-        probe.mkdir()
-        (probe / "file").write_bytes(b"x")
-        (probe / "file").unlink()
-        probe.rmdir()
+        with self._temporary() as probe:
+            (probe / "file").write_bytes(b"x")
 
     def write(self, state: Any, write_files: Callable[[Path], None]) -> Path:
         """Adds a generation, and removes all but it and the one before.
@@ -72,23 +73,29 @@ class Generations:
             OSError: If it cannot be written. The others are as they were.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.clean()
-        older = self.paths()
-        number = _number(older[0]) + 1 if older else 1
-        temporary = self.folder / f"{_TEMPORARY}{number:08d}"
-        temporary.mkdir()
-        try:
+        with self._temporary() as temporary:
             self._write_content(temporary, state, write_files)
-        except OSError:
-            # A full disk needs the room for the next.
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        path = self.folder / f"{_PREFIX}{number:08d}"
-        os.rename(temporary, path)
-        _files.sync_folder(self.folder)
-        for old in older[1:]:
+            path = self._publish(temporary)
+        _atomic_files.sync_folder(self.folder)
+        for old in self.paths()[2:]:
             self.remove(old)
         return path
+
+    def _temporary(self) -> contextlib.AbstractContextManager[Path]:
+        return _atomic_files.temporary_folder(self.folder / "generation")
+
+    def _publish(self, temporary: Path) -> Path:
+        while True:
+            latest = self.paths()[:1]
+            number = _number(latest[0]) + 1 if latest else 1
+            path = self.folder / f"{_PREFIX}{number:08d}"
+            try:
+                os.rename(temporary, path)
+                return path
+            except OSError as error:
+                # Another process may have taken the number.
+                if error.errno not in _TAKEN:
+                    raise
 
     def _write_content(
         self, folder: Path, state: Any, write_files: Callable[[Path], None]
@@ -96,7 +103,7 @@ class Generations:
         write_files(folder)
         files = sorted(path for path in folder.iterdir())
         for path in files:
-            _files.sync(path)
+            _atomic_files.sync(path)
         content = {
             "files": {path.name: _digest(path) for path in files},
             "state": state,
@@ -104,8 +111,8 @@ class Generations:
         text = json.dumps(content, default=_to_json)
         checksum = hashlib.sha256(text.encode()).hexdigest()
         (folder / _STATE).write_text(f"{checksum}\n{text}\n", "utf-8")
-        _files.sync(folder / _STATE)
-        _files.sync_folder(folder)
+        _atomic_files.sync(folder / _STATE)
+        _atomic_files.sync_folder(folder)
 
     def read(self, path: Path) -> Any:
         """The state of a generation whose files are all intact.
@@ -129,15 +136,15 @@ class Generations:
 
     def remove(self, path: Path) -> None:
         """Removes a generation: it is gone before its files go."""
-        aside = self.folder / f"{_TEMPORARY}removed-{path.name}"
-        if aside.exists():
-            shutil.rmtree(aside)
-        os.rename(path, aside)
-        shutil.rmtree(aside)
+        with self._temporary() as aside:
+            # Another process may have removed it.
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, aside / path.name)
 
     def clean(self) -> None:
-        """Removes what a crash has left unfinished."""
-        for path in self.folder.glob(f"{_TEMPORARY}*"):
+        """Removes what killed processes have left unfinished."""
+        _atomic_files.remove_leftovers(self.folder / "generation")
+        for path in self.folder.glob(_OLD_LEFTOVERS):
             shutil.rmtree(path)
 
 

@@ -16,8 +16,8 @@ import keras
 import numpy as np
 from keras import ops, saving
 
-from keras_adamax import _validation
-from keras_adamax.callbacks import _files, _optimizers
+from keras_adamax import _atomic_files, _validation
+from keras_adamax.callbacks import _optimizers
 from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._generations import Damaged, Generations
 from keras_adamax.callbacks._recorder import Recorder, running_recorders
@@ -349,7 +349,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         try:
             with open(path, "ab") as file:
                 file.write("".join(map(to_lines, blocks[done:])).encode())
-            _files.sync(path)
+            _atomic_files.sync(path)
         except OSError:
             if path.exists():  # what follows must not stand in a torn line
                 os.truncate(path, before)

@@ -28,6 +28,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_adamax import _atomic_files
+
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = (
@@ -91,16 +93,21 @@ def load(
         # One that is damaged is compiled again.
         with contextlib.suppress(CompilationError):
             return _open(path, open_library)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".new_", dir=folder)
-    except OSError:
-        scratch = tempfile.TemporaryDirectory(prefix="keras_adamax_")
-        path = Path(scratch.name, file)
-    with scratch as new:
-        built = Path(new, "library.so")
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            new = stack.enter_context(_atomic_files.temporary_folder(path))
+        except OSError:
+            new = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix="keras_adamax_")
+                )
+            )
+            path = new / file
+        built = new / "library.so"
         _run((*command, str(source), "-o", str(built), *links))
-        _flush(built)
+        # The name must not be there before the content is.
+        _atomic_files.sync(built)
         os.replace(built, path)
         # Loaded before a folder of this process alone goes.
         return _open(path, open_library)
@@ -163,12 +170,6 @@ def _run(command: tuple[str, ...]) -> bytes:
             f"{shlex.join(command)} ended with {done.returncode}: {message}"
         )
     return done.stdout
-
-
-def _flush(path: Path) -> None:
-    """To the disk: the name must not be there before the content is."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _open(path: Path, open_library: Callable[[str], Any]) -> Any:

@@ -16,8 +16,9 @@ from keras_adamax import (
     AtomicBackup,
     ClipRateLogger,
     WeightDeltaLogger,
+    _atomic_files,
 )
-from keras_adamax.callbacks import _files, _generations, atomic_backup
+from keras_adamax.callbacks import _generations, atomic_backup
 from tests.callbacks import training
 
 EPOCHS = 4
@@ -243,19 +244,19 @@ def test_a_crash_at_any_step_of_a_backup(whole, tmp_path, monkeypatch):
     crash_at = None
 
     def step(name, function):
-        def wrapper(*arguments):
+        def wrapper(*arguments, **options):
             calls.append(name)
             if len(calls) - 1 == crash_at:
                 raise Killed
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return wrapper
 
     for module, name in (
-        (_files, "sync"),
-        (_files, "sync_folder"),
+        (_atomic_files, "sync"),
+        (_atomic_files, "sync_folder"),
         (os, "rename"),
-        (_generations.shutil, "rmtree"),
+        (_atomic_files.shutil, "rmtree"),
     ):
         monkeypatch.setattr(module, name, step(name, getattr(module, name)))
     first = Run(tmp_path / "counted")
@@ -291,7 +292,7 @@ class TestFullDisk:
     def fill(self, monkeypatch, name, is_full):
         """The disk takes half of a file, when `is_full(number of backup)`."""
         numbers = iter(range(1, 1000))
-        sync = _files.sync
+        sync = _atomic_files.sync
 
         def failing(path):
             if path.name == name and is_full(next(numbers)):
@@ -299,7 +300,7 @@ class TestFullDisk:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(path)
 
-        monkeypatch.setattr(_files, "sync", failing)
+        monkeypatch.setattr(_atomic_files, "sync", failing)
 
     def warning(self, function, *arguments):
         """What a function returns, and its only warning."""
@@ -323,7 +324,8 @@ class TestFullDisk:
         assert [
             generations.read(path)["epoch"] for path in generations.paths()
         ] == [4, 3]
-        assert not list((tmp_path / "backup").glob("unfinished-*"))
+        names = [path.name for path in (tmp_path / "backup").iterdir()]
+        assert not [name for name in names if name.startswith(".")]
         assert_same(whole, run.outcome(run.fit()))
 
     @pytest.mark.parametrize("name", FILES)

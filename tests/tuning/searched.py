@@ -53,6 +53,10 @@ def broken_model(hp):
     raise KeyError("a model")
 
 
+def fails_at_length(hp):
+    raise ValueError("x" * 200_000 + " is the end")
+
+
 class Trace(keras.callbacks.Callback):
     """Leaves the process's id behind, and waits while a file is there."""
 

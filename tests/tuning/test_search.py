@@ -173,9 +173,8 @@ def test_all_workers_must_reach_one_folder(tmp_path):
     (tmp_path / "c" / "search.json").write_bytes(
         (tmp_path / "a" / "search.json").read_bytes()
     )
-    token = json.loads((tmp_path / "c" / "search.json").read_text())["token"]
     study = optuna.load_study(study_name="shared", storage=storage)
-    _identity.check_token(study, token, tmp_path / "c")
+    _identity.Folder(tmp_path / "c", tmp_path / "c", None).claim(study)
 
 
 def test_a_folder_that_is_lost_in_mid_search_stops_it(tmp_path):
@@ -198,13 +197,16 @@ def test_many_processes_create_one_record(tmp_path):
     # Threads take turns anywhere, which is worse than processes.
     from concurrent.futures import ThreadPoolExecutor
 
+    study = optuna.create_study(study_name="out")
+
+    def claim(_):
+        _identity.Folder(
+            tmp_path / "out", tmp_path / "out" / "trials", {"a": 1}
+        ).claim(study)
+        return study.user_attrs["keras_adamax:output_folder"]
+
     with ThreadPoolExecutor(8) as pool:
-        tokens = list(
-            pool.map(
-                lambda _: _identity.join_folder(tmp_path / "out", {"a": 1}),
-                range(32),
-            )
-        )
+        tokens = list(pool.map(claim, range(32)))
     assert len(set(tokens)) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == [
         "search.json"

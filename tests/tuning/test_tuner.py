@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 
-from keras_adamax import AdamaxClipped
+from keras_adamax import AdamaxClipped, _atomic_files
 from keras_adamax_tuning import (
     AdamaxClippedHyperModel,
     AdamaxClippedSpace,
@@ -19,7 +19,6 @@ from keras_adamax_tuning import (
     OptunaTuner,
     SearchMismatchError,
     StorageError,
-    _files,
 )
 
 RNG = np.random.default_rng(0)
@@ -112,9 +111,9 @@ def test_a_search_records_scores_weights_and_what_ours_show(tmp_path):
             "weights.csv",
         ]
         assert trial.seconds > 0
-    # KerasTuner's own record is not written anywhere.
+    # KerasTuner's own record is not written anywhere; ours says whose it is.
     files = [p.name for p in tmp_path.rglob("*.json")]
-    assert set(files) == {"build_config.json"}
+    assert set(files) == {"build_config.json", "search.json"}
 
 
 def test_another_tuner_loads_the_best_with_the_optimizers_state(tmp_path):
@@ -548,7 +547,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _files.write_atomically(path, half)
+        _atomic_files.write(path, half)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.weights.h5"]
 

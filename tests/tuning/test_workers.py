@@ -5,7 +5,9 @@ takes seconds to import it.
 """
 
 import collections
+import contextlib
 import csv
+import json
 import os
 import shlex
 import signal
@@ -313,3 +315,83 @@ def test_two_commands_share_a_search_on_postgresql(
     elsewhere.parent.mkdir()
     with pytest.raises(ValueError, match="must reach the same folder"):
         search_here(elsewhere, storage=postgresql_url)
+
+
+def run_failing(name, folder):
+    """What `run_workers` raised and said; it must come to an end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.tuning.failing_workers", name, folder],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=150)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("the workers and their parent wait for each other")
+    return json.loads(printed.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "noted"),
+    [
+        ("long_text", "x is the end", "ValueError: xxx"),
+        ("both_long_texts", "x is the end", "ValueError: xxx"),
+        ("long_traceback", "the last of ten", "ValueError: 9999"),
+        ("unpicklable", "this and that", "Unpicklable: this and that"),
+        ("mute", "Mute, whose text raises RuntimeError('no text')", "Mute"),
+        ("surrogates", "\udcff a file's name", "surrogates"),
+    ],
+)
+def test_every_error_of_a_worker_reaches_the_parent(
+    tmp_path, name, text, noted
+):
+    kind, message, (note,), said = run_failing(name, tmp_path)
+    assert kind == "ValueError"
+    assert message.endswith(text)
+    assert note.startswith("In worker ")
+    assert noted in note
+    assert not said
+    if name == "long_text":
+        assert len(message) > 200_000
+    if name == "long_traceback":
+        assert len(note) > 500_000 and "\nValueError: xxx" in note
+
+
+@pytest.mark.parametrize(
+    "name", ["killed_while_sending", "killed_with_a_child_that_lives"]
+)
+def test_a_worker_that_is_killed_while_it_fails_is_waited_for_no_longer(
+    tmp_path, name
+):
+    kind, _, _, said = run_failing(name, tmp_path)
+    assert kind == "NoneType"  # the other worker went on
+    (line,) = said
+    assert "killed by SIGKILL" in line
+
+
+def test_a_model_builder_that_fails_at_length(tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [
+                "tests.tuning.searched:fails_at_length"
+                if ":build" in part
+                else part
+                for part in command(tmp_path / "out")
+            ],
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        assert process.wait(150) == 2
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    printed = (tmp_path / "log").read_text()
+    assert "ValueError: xxxxx" in printed and "searched.py, line" in printed

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_adamax_tuning import _files
+from keras_adamax import _atomic_files
 
 CHECKPOINT = "checkpoint.weights.h5"
 BUILD_CONFIG = "build_config.json"
@@ -47,7 +47,7 @@ class HistoryFile:
     def add(self, execution: int, epoch: int, logs: dict[str, float]) -> None:
         """Adds an epoch; the file is whole at any time."""
         self._rows.append({"execution": execution, "epoch": epoch, **logs})
-        _files.write_atomically(self._path, self._write, durable=False)
+        _atomic_files.write(self._path, self._write, durable=False)
 
     def _write(self, path: Path) -> None:
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
@@ -121,7 +121,7 @@ class ExecutionRecorder(keras.callbacks.Callback):
 
 def save_weights(path: Path, model: Any) -> None:
     """Saves weights and the optimizer's state: whole, or not at all."""
-    _files.write_atomically(path, model.save_weights)
+    _atomic_files.write(path, model.save_weights)
 
 
 def save_build_config(folder: Path, model: keras.Model) -> None:
@@ -131,4 +131,4 @@ def save_build_config(folder: Path, model: keras.Model) -> None:
     def write(path: Path) -> None:
         path.write_text(text)
 
-    _files.write_atomically(folder / BUILD_CONFIG, write)
+    _atomic_files.write(folder / BUILD_CONFIG, write)

@@ -1,124 +1,344 @@
-"""Which search an output folder holds, and whether all workers reach it."""
+"""Which search a folder holds: its settings, and the study of its trials.
+
+A folder and a study name each other by a random token, not by path or URL: a
+shared folder may be mounted elsewhere on another machine, and a database may
+be known there under another host or password, or have been moved.
+
+The record of the folder, `search.json`, is created once, by one process, and
+is never changed. It is created when all that can be wrong has been checked,
+before the first trial. Each process that would create it first writes its own
+token into its study. So whoever reads the record sees whether the study at
+hand is the one that the record was made for, whenever a process was killed.
+"""
 
 import json
-import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_adamax_tuning import _files
+import optuna
+
+from keras_adamax import _atomic_files
+from keras_adamax_tuning import _attempts
+from keras_adamax_tuning._errors import SearchMismatchError
 
 FILE = "search.json"
 TRIALS = "trials"
-_FORMAT = 1
-_TOKEN_ATTRIBUTE = "keras_adamax:output_folder"
+_FORMAT = 2
+# Made records before any check, and rewrote them until the first trial.
+_OLD_FORMAT = 1
+# Attributes of a study: the token of its folder; and, with a token behind it,
+# that a record with this token was made for it.
+_FOLDER = "keras_adamax:output_folder"
+_MADE_FOR = "keras_adamax:output_folder:"
 
 
-class IdentityError(ValueError):
-    """The folder, or the database, belongs to another search."""
+class IdentityError(SearchMismatchError):
+    """The folder, or the study, belongs to another search."""
 
 
-def join_folder(output: Path, identity: Mapping[str, Any]) -> str:
-    """Makes `output` the folder of this search, or checks that it is.
-
-    Any number of processes may call this at the same moment: one of them
-    creates the record, the others compare theirs with it.
+class Folder:
+    """The folder of a search.
 
     Args:
-        output: Folder; created if it is missing.
+        path: Where the record is.
+        trials: Where the trials' folders are: in `path`, or `path` itself.
         identity: What makes this search the one it is, JSON's types only.
-
-    Returns:
-        The folder's token, for `check_token`.
-
-    Raises:
-        IdentityError: If the folder holds another search, or other files.
-        OSError: If it cannot be written.
+            `None` takes any.
+        database: A file that may be in the folder before its record.
+            Defaults to `None`.
     """
-    identity = json.loads(json.dumps(identity, allow_nan=False))
-    path = output / FILE
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"{output} cannot be the output folder of a search: "
-            f"{error.strerror}. Choose another one."
-        ) from error
-    if not path.exists():
+
+    def __init__(
+        self,
+        path: Path,
+        trials: Path,
+        identity: Mapping[str, Any] | None,
+        database: Path | None = None,
+    ):
+        self.path = path
+        self._trials = trials
+        self._database = database
+        self._identity = None
+        if identity is not None:
+            self._identity = json.loads(json.dumps(identity, allow_nan=False))
+        self._token: str | None = None
+
+    @classmethod
+    def of_project(cls, project: Path, identity: Mapping[str, Any]) -> "Folder":
+        """That of a tuner, which may be in the folder of `run_search`."""
+        output = project.parent
+        if project.name == TRIALS and (output / FILE).exists():
+            return cls(output, project, None)
+        return cls(project, project, identity)
+
+    def check_unused(self) -> None:
+        """Checks that the folder, if it has no record yet, is empty.
+
+        Raises:
+            IdentityError: If it holds other files.
+            OSError: If it cannot be read.
+        """
+        if read(self.path) is not None or not self.path.exists():
+            return
+        own = () if self._database is None else (self._database.name,)
         others = [
             entry.name
-            for entry in output.iterdir()
-            if not entry.name.startswith(".")
+            for entry in self.path.iterdir()
+            # SQLite has files beside its own, of longer names.
+            if not entry.name.startswith((".", *own))
+            and not (entry == self._trials and not any(entry.iterdir()))
         ]
         # Another worker may have begun the search by now.
-        if others and not path.exists():
+        if others and read(self.path) is None:
             raise IdentityError(
-                f"{output} is neither empty nor the folder of a search (it "
+                f"{self.path} is neither empty nor the folder of a search (it "
                 f"holds {min(others)}, but no {FILE}). Choose another output "
                 "folder."
             )
+
+    def look(self) -> dict[str, Any] | None:
+        """Makes the folder, or checks that its search has these settings.
+
+        Nothing is written into a folder that exists.
+
+        Returns:
+            The record; `None` if there is none yet.
+
+        Raises:
+            IdentityError: If the folder holds another search.
+            OSError: If it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{self.path} cannot be the output folder of a search: "
+                f"{error.strerror}. Choose another one."
+            ) from error
+        record = read(self.path)
+        if record is not None and not self._may_be_replaced(record):
+            self._check_settings(record)
+        return record
+
+    def claim(self, study: optuna.Study) -> None:
+        """Makes this the folder of a study's trials, or checks that it is.
+
+        Any number of processes may call this at the same moment, with any
+        studies and any settings: one of them creates the record, and the
+        others compare theirs with it.
+
+        Raises:
+            IdentityError: If the folder, or the study, belongs to another
+                search.
+            OSError: If the folder cannot be written.
+        """
+        record = self.look()
+        if record is None or self._may_be_replaced(record):
+            self._create(study, record)
+            record = read(self.path)
+            if record is None:
+                raise IdentityError(
+                    f"{self.path / FILE} was removed a moment ago. Start the "
+                    "same search again."
+                )
+            self._check_settings(record)
+        token = record["token"]
+        attributes = study.user_attrs
+        folder = attributes.get(_FOLDER)
+        if folder != token and f"{_MADE_FOR}{token}" not in attributes:
+            raise IdentityError(self._describe_other_study(record, study))
+        if folder in (None, record.get("replaces")):
+            study.set_user_attr(_FOLDER, token)
+        self._token = token
+        self.check(study)
+
+    def check(self, study: optuna.Study) -> None:
+        """Checks that folder and study still are each other's.
+
+        Two workers with one study and different folders at the very same
+        moment may both pass `claim`; hence it is called before each trial.
+
+        Raises:
+            IdentityError: If they are not.
+        """
+        if study.user_attrs.get(_FOLDER) != self._token:
+            raise IdentityError(self._describe_other_folder(study))
+        record = read(self.path)
+        if record is None or record["token"] != self._token:
+            raise IdentityError(
+                f"{self.path / FILE} was removed or replaced while the search "
+                "ran. Restore it, or begin a new search in another output "
+                "folder."
+            )
+
+    def _create(
+        self, study: optuna.Study, old: Mapping[str, Any] | None
+    ) -> None:
+        replaced = None if old is None else old["token"]
+        if study.user_attrs.get(_FOLDER) not in (None, replaced):
+            raise IdentityError(self._describe_other_folder(study))
+        self._check_trials(study)
+        token = secrets.token_hex(16)
+        study.set_user_attr(f"{_MADE_FOR}{token}", True)
         record = {
             "format": _FORMAT,
-            "token": secrets.token_hex(16),
-            "identity": identity,
+            "token": token,
+            "study_name": study.study_name,
+            "identity": self._identity or {},
         }
-        _create(path, json.dumps(record, indent=2))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        known, token = found["identity"], found["token"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IdentityError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). "
-            "Restore it from a backup, or choose another output folder."
-        ) from error
-    if found.get("format") != _FORMAT:
-        raise IdentityError(
-            f"{path} was written by another version of this package (format "
-            f"{found.get('format')!r}, here {_FORMAT}). Use that version, or "
-            "choose another output folder."
+        path = self.path / FILE
+        if old is None:
+            _atomic_files.create(path, _to_bytes(record))
+            return
+        # One of those that would replace it wins.
+        winner = path.with_name(f".{replaced}.{FILE}")
+        _atomic_files.create(
+            winner, _to_bytes({**record, "replaces": replaced})
         )
-    different = _differences(known, identity)
-    if different and not any((output / TRIALS).glob("trial_*")):
-        # The arguments were mended before anything was done.
-        text = json.dumps(found | {"identity": identity}, indent=2)
-        _files.write_atomically(path, _writer(text))
-    elif different:
-        raise IdentityError(
-            f"{output} holds another search. It differs in "
-            f"{'; '.join(different)}. Choose another output folder, or give "
-            "what that search was given to go on with it."
+        _atomic_files.replace(path, winner.read_bytes())
+
+    def _check_trials(self, study: optuna.Study) -> None:
+        """Checks that trials which earlier versions ran are the study's."""
+        attempts = {
+            entry.trial_id(attempt): attempt
+            for entry in _attempts.read(study.get_trials(deepcopy=False))
+            for attempt in entry.attempts
+        }
+        here = self._trial_names()
+        unknown = here - set(attempts)
+        if unknown:
+            raise IdentityError(
+                f"{self._trials} holds trials of another study: "
+                f"{study.study_name!r} in this storage has no trial "
+                f"{min(unknown)}. Choose another folder, or give the storage "
+                "and the study name that it began with to go on with it."
+            )
+        missing = {
+            name
+            for name, attempt in attempts.items()
+            if "checkpoint" in _attempts.result_of(attempt)
+        } - here
+        if missing:
+            raise IdentityError(self._describe_other_folder(study))
+
+    def _check_settings(self, record: Mapping[str, Any]) -> None:
+        if self._identity is None:
+            return
+        different = _differences(record["identity"], self._identity)
+        if different:
+            raise IdentityError(
+                f"{self.path} holds another search. It differs in "
+                f"{'; '.join(different)}. Choose another output folder, or "
+                "give what that search was given to go on with it."
+                f"{self._advice()}"
+            )
+
+    def _may_be_replaced(self, record: Mapping[str, Any]) -> bool:
+        return record["format"] == _OLD_FORMAT and not self._trial_names()
+
+    def _trial_names(self) -> set[str]:
+        return {
+            path.name.removeprefix("trial_")
+            for path in self._trials.glob("trial_*")
+        }
+
+    def _describe_other_study(
+        self, record: Mapping[str, Any], study: optuna.Study
+    ) -> str:
+        name = record.get("study_name")
+        if name is None:
+            difference = "storage or study_name"
+        elif name != study.study_name:
+            difference = (
+                f"study_name ({_short(name)} there, "
+                f"{_short(study.study_name)} here)"
+            )
+        else:
+            difference = (
+                f"storage (its study {_short(name)} is another one than that "
+                "of this name here)"
+            )
+        return (
+            f"{self.path} holds the trials of another study. It differs in "
+            f"{difference}. Choose another output folder, or give the storage "
+            "and the study name that it began with to go on with it."
+            f"{self._advice()}"
         )
-    return token
 
-
-def check_token(study: Any, token: str, output: Path) -> None:
-    """Checks, through the database, that its search lives in this folder.
-
-    The first worker writes its folder's token into the study. Another one
-    that finds a different token there looks at a different folder, and would
-    write weights where nobody finds them. Two first workers with different
-    folders at the very same moment may both pass; hence it is called before
-    each trial again.
-
-    Args:
-        study: An `optuna.Study`.
-        token: What `join_folder` returned.
-        output: The folder, for the message.
-
-    Raises:
-        IdentityError: If the tokens differ.
-    """
-    if _TOKEN_ATTRIBUTE not in study.user_attrs:
-        study.set_user_attr(_TOKEN_ATTRIBUTE, token)
-    if study.user_attrs[_TOKEN_ATTRIBUTE] != token:
-        raise IdentityError(
+    def _describe_other_folder(self, study: optuna.Study) -> str:
+        return (
             f"Study {study.study_name!r} in this database has its trials in "
-            f"another output folder than {output}. All workers of a search "
+            f"another output folder than {self.path}. All workers of a search "
             "must reach the same folder: give that one (a shared file system, "
             "the same mount), or another study name for a new search."
         )
+
+    def _advice(self) -> str:
+        if self._trial_names():
+            return ""
+        return (
+            " No trial has begun in it: if no other process works there, "
+            f"remove {FILE} from it to begin anew."
+        )
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The record of a folder; `None` if it has none.
+
+    Raises:
+        IdentityError: If it is no record.
+    """
+    file = path / FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        known = record["format"] in (_OLD_FORMAT, _FORMAT)
+        if known and not (
+            isinstance(record["token"], str)
+            and isinstance(record["identity"], dict)
+        ):
+            raise TypeError("a value of the wrong type")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise IdentityError(
+            f"{file} cannot be read ({type(error).__name__}: {error}). "
+            "Restore it from a backup, or choose another output folder."
+        ) from error
+    if not known:
+        raise IdentityError(
+            f"{file} was written by another version of this package (format "
+            f"{record['format']!r}, here {_FORMAT}). Use that version, or "
+            "choose another output folder."
+        )
+    return record
+
+
+def study_name_of(
+    path: Path, open_storage: Callable[[], optuna.storages.BaseStorage]
+) -> str:
+    """The name of a folder's study; a new one is named like the folder.
+
+    The folder may have been renamed since, or have another name on another
+    machine.
+
+    Args:
+        path: The folder.
+        open_storage: Opens the search's storage.
+    """
+    record = read(path)
+    if record is None:
+        return path.name
+    if "study_name" in record:
+        return record["study_name"]
+    for summary in optuna.get_all_study_summaries(
+        open_storage(), include_best_trial=False
+    ):
+        if summary.user_attrs.get(_FOLDER) == record["token"]:
+            return summary.study_name
+    return path.name
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -137,24 +357,8 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
-def _create(path: Path, text: str) -> None:
-    """Writes a file that did not exist; does nothing if it does by now."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
-    try:
-        _files.write_atomically(temporary, _writer(text))
-        # Unlike a rename it fails where another process was first.
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _writer(text: str) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    return write
+def _to_bytes(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, indent=2).encode()
 
 
 def _differences(

@@ -45,6 +45,18 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; `None` for another database.
+
+    Raises:
+        StorageError: If it is no URL.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    return Path(parsed.database).resolve()
+
+
 def open_storage(storage: str | BaseStorage) -> BaseStorage:
     """Opens what a search keeps its trials in, and creates its tables.
 

@@ -5,6 +5,7 @@ is the database and the output folder, as if each ran on a machine of its own.
 """
 
 import contextlib
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -12,7 +13,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -26,6 +27,10 @@ from keras_adamax_tuning._errors import (
 _SECONDS_BETWEEN_LOOKS = 1.0
 # Exit codes of a worker.
 _INTERRUPTED, _FAILED = 130, 2
+# Bytes that every pipe takes whole or not at all (POSIX's PIPE_BUF, less the
+# length that `multiprocessing` puts before them): a worker that is killed while
+# it sends leaves no part that its parent would wait for the rest of.
+_PART = 500
 # Errors that a worker hands to its parent: what a user can mend.
 _ERRORS: dict[str, type[Exception]] = {
     error.__name__: error
@@ -38,6 +43,40 @@ _ERRORS: dict[str, type[Exception]] = {
         ValueError,
     )
 }
+
+
+class _Worker:
+    """A process, and what it has said so far.
+
+    Args:
+        process: A `multiprocessing.Process`.
+        inbox: The end of a pipe that receives from it.
+    """
+
+    def __init__(self, process: Any, inbox: Any):
+        self.process = process
+        self._inbox = inbox
+        self._parts: list[bytes] = []
+        self._is_open = True
+
+    def handles(self) -> list[Any]:
+        """What becomes ready when it has ended, or has said something."""
+        inboxes = [self._inbox] if self._is_open else []
+        return [self.process.sentinel, *inboxes]
+
+    def listen(self) -> None:
+        """Reads what it has said: a pipe that is full would hold it up."""
+        try:
+            while self._is_open and self._inbox.poll():
+                self._parts.append(self._inbox.recv_bytes())
+        except (EOFError, OSError):  # it has ended
+            self._is_open = False
+
+    def failure(self) -> tuple[str, str, str] | None:
+        """What `_say` was given, if all of it has come."""
+        if not self._parts or self._parts[-1]:
+            return None
+        return tuple(json.loads(b"".join(self._parts)))
 
 
 class WorkersDiedError(RuntimeError):
@@ -67,22 +106,21 @@ def run_workers(
     """
     _check_importable(settings)
     context = multiprocessing.get_context("spawn")
-    workers: dict[int, Any] = {}
-    inboxes: dict[int, Any] = {}
+    workers: dict[int, _Worker] = {}
     with _environment(count):
         for number in range(1, count + 1):
-            inboxes[number], outbox = context.Pipe(duplex=False)
-            worker = context.Process(
+            inbox, outbox = context.Pipe(duplex=False)
+            process = context.Process(
                 target=_run,
                 args=(work, settings, outbox, os.getpid()),
                 name=f"worker {number}",
             )
             with _signals.held_back():
-                worker.start()
-            workers[number] = worker
+                process.start()
+            workers[number] = _Worker(process, inbox)
             outbox.close()
     try:
-        failure = _wait(workers, inboxes, look, say)
+        failure = _wait(workers, look, say)
     except BaseException:
         _stop(workers, say)
         raise
@@ -109,8 +147,7 @@ def _check_importable(settings: Any) -> None:
 
 
 def _wait(
-    workers: dict[int, Any],
-    inboxes: dict[int, Any],
+    workers: dict[int, _Worker],
     look: Callable[[], None],
     say: Callable[[str], None],
 ) -> Exception | None:
@@ -118,27 +155,27 @@ def _wait(
     failure: Exception | None = None
     finished = stopped = 0
     while running:
-        multiprocessing.connection.wait(
-            [worker.sentinel for worker in running.values()],
-            timeout=_SECONDS_BETWEEN_LOOKS,
-        )
+        _listen(running.values())
         _signals.check()
         for number, worker in list(running.items()):
-            if worker.is_alive():
+            process = worker.process
+            if process.is_alive():
                 continue
-            worker.join()
+            process.join()
+            worker.listen()
             del running[number]
-            if worker.exitcode == 0:
+            said = worker.failure()
+            if process.exitcode == 0:
                 finished += 1
-            elif worker.exitcode == _FAILED and inboxes[number].poll():
-                kind, message, trace = inboxes[number].recv()
+            elif process.exitcode == _FAILED and said is not None:
+                kind, message, trace = said
                 failure = failure or _ERRORS[kind](message)
                 failure.add_note(f"In worker {number}:\n{trace}")
             else:
-                stopped += worker.exitcode == _INTERRUPTED
+                stopped += process.exitcode == _INTERRUPTED
                 say(
-                    f"worker {number} (process {worker.pid}) ended early: "
-                    f"{_cause(worker.exitcode)}; its trial will be tried "
+                    f"worker {number} (process {process.pid}) ended early: "
+                    f"{_cause(process.exitcode)}; its trial will be tried "
                     f"again, {len(running)} of {len(workers)} workers go on"
                 )
         if failure is not None:
@@ -159,21 +196,37 @@ def _wait(
     return None
 
 
-def _stop(workers: dict[int, Any], say: Callable[[str], None]) -> None:
+def _listen(workers: Iterable[_Worker]) -> None:
+    """Waits until one of them has ended or said something, and reads that."""
+    multiprocessing.connection.wait(
+        [handle for worker in workers for handle in worker.handles()],
+        timeout=_SECONDS_BETWEEN_LOOKS,
+    )
+    for worker in workers:
+        worker.listen()
+
+
+def _join(workers: Iterable[_Worker]) -> None:
+    """Waits until all have ended, and listens: else they could wait, too."""
+    while alive := [w for w in workers if w.process.is_alive()]:
+        _listen(alive)
+    for worker in workers:
+        worker.process.join()
+
+
+def _stop(workers: dict[int, _Worker], say: Callable[[str], None]) -> None:
     """Stops the workers as Ctrl-C does, and waits; a second one kills them."""
-    alive = [worker for worker in workers.values() if worker.is_alive()]
+    alive = [w for w in workers.values() if w.process.is_alive()]
     for worker in alive:
         # On Windows there is no other way than to end it.
-        worker.terminate()
+        worker.process.terminate()
     try:
-        for worker in alive:
-            worker.join()
+        _join(alive)
     except KeyboardInterrupt:
         say("killing the workers; their trials will be tried again")
         for worker in alive:
-            worker.kill()
-        for worker in alive:
-            worker.join()
+            worker.process.kill()
+        _join(alive)
 
 
 def _cause(exitcode: int) -> str:
@@ -200,8 +253,23 @@ def _run(
         kinds = [
             name for name, kind in _ERRORS.items() if isinstance(error, kind)
         ]
-        outbox.send((kinds[0], str(error), traceback.format_exc()))
+        _say(outbox, kinds[0], _text_of(error), traceback.format_exc())
         _leave(_FAILED)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as other:  # of a class of the user's
+        return f"{type(error).__name__}, whose text raises {other!r}"
+
+
+def _say(outbox: Any, *texts: str) -> None:
+    """Sends texts to the parent, for `_Worker.failure`."""
+    data = json.dumps(texts).encode()
+    for start in range(0, len(data), _PART):
+        outbox.send_bytes(data[start : start + _PART])
+    outbox.send_bytes(b"")  # that was all
 
 
 def _leave(code: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_adamax_tuning import _files
+from keras_adamax import _atomic_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -191,7 +191,7 @@ def save_figures(
         figure = make()
         folder.mkdir(parents=True, exist_ok=True)
         paths.append(folder / f"{name}.png")
-        _files.write_atomically(
+        _atomic_files.write(
             paths[-1],
             functools.partial(figure.savefig, dpi=150, facecolor="white"),
         )

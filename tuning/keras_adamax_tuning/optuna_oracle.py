@@ -293,6 +293,30 @@ class OptunaOracle(keras_tuner.Oracle):
         """The trials of the search so far, by number, whoever ran them."""
         return logical_trials(self._book(), self.max_retries)
 
+    def identity(self) -> dict[str, Any]:
+        """What the study of this search is compared by."""
+        return {
+            "objective": self._describe_objective(),
+            "space": _distributions.describe(self.hyperparameters.space),
+        }
+
+    def check_search(self) -> None:
+        """Compares the search with the record, and writes nothing.
+
+        Raises:
+            SearchMismatchError: If the study was made with another space or
+                another objective.
+            StorageError: If the database cannot be used.
+            ValueError: If the sampler is `"grid"` and the space is not finite.
+        """
+        if self.sampler == "grid":
+            _distributions.grid(self.hyperparameters.space)
+        study = self.study
+        with self._errors():
+            recorded = study.user_attrs.get(_IDENTITY)
+        if recorded is not None:
+            self._check_identity(recorded, self.identity())
+
     def begin_search(self) -> None:
         """Compares the search with the record; called before the first trial.
 
@@ -302,20 +326,14 @@ class OptunaOracle(keras_tuner.Oracle):
             StorageError: If the database cannot be used.
             ValueError: If the sampler is `"grid"` and the space is not finite.
         """
-        identity = {
-            "objective": self._describe_objective(),
-            "space": _distributions.describe(self.hyperparameters.space),
-        }
-        if self.sampler == "grid":
-            _distributions.grid(self.hyperparameters.space)
+        self.check_search()
         study = self.study
         with self._errors():
-            recorded = study.user_attrs.get(_IDENTITY)
-            if recorded is None:
+            if _IDENTITY not in study.user_attrs:
+                identity = self.identity()
                 study.set_user_attr(_IDENTITY, identity)
                 # If two processes begin at once, the later one's is compared.
-                recorded = study.user_attrs[_IDENTITY]
-            self._check_identity(recorded, identity)
+                self._check_identity(study.user_attrs[_IDENTITY], identity)
             grown = study.user_attrs.get(_SPACE)
         if grown is not None:
             self.update_space(keras_tuner.HyperParameters.from_config(grown))

@@ -10,8 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_adamax import AdamaxClipped
-from keras_adamax_tuning import _files
+from keras_adamax import AdamaxClipped, _atomic_files
 from keras_adamax_tuning._progress import best_of, duration
 
 # Recorded beside the score by the callbacks that are on by default.
@@ -220,14 +219,14 @@ def write_best_model(model: keras.Model, path: Path) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    _files.write_atomically(path, model.save)
+    _atomic_files.write(path, model.save)
 
 
 def _write(path: Path, text: str) -> None:
     def write(path: Path) -> None:
         path.write_bytes(text.encode())
 
-    _files.write_atomically(path, write)
+    _atomic_files.write(path, write)
 
 
 def _cell(value: Any) -> str:

@@ -135,7 +135,8 @@ def run_search(
         storage: String or None. URL of a database. Defaults to `None`: SQLite
             in `output`.
         study_name: String or None. Name of the search in the database.
-            Defaults to `None`: the name of the folder `output`.
+            Defaults to `None`: that of the search in `output`; the name of
+            the folder for a new one.
         callbacks_factory: Function `f(trial, hp, folder)` that returns the
             callbacks of a trial, or None for the loggers of `keras_adamax`.
             Defaults to `None`.
@@ -154,8 +155,11 @@ def run_search(
 
     Raises:
         TypeError: If an argument is of a wrong type.
-        ValueError: If an argument is out of range, the data do not fit the
-            model, or `output` holds another search.
+        ValueError: If an argument is out of range, or the data do not fit
+            the model.
+        SearchMismatchError: If `output` holds another search or the trials
+            of another study, or if the study has its trials in another
+            folder; a `ValueError`, too.
         StorageError: If the database cannot be reached or written.
         ConsecutiveFailuresError: If too many trials failed in a row; the
             results so far are written.
@@ -186,6 +190,7 @@ def run_search(
             "heartbeat_interval", heartbeat_interval, minimum=1
         )
     folder = Path(output).resolve()
+    storage = storage or _storage.sqlite_url(folder / "study.db")
     given = {
         "max_retries": max_retries,
         "max_consecutive_failures": max_consecutive_failures,
@@ -206,8 +211,11 @@ def run_search(
         seed=seed,
         executions_per_trial=executions_per_trial,
         output=folder,
-        storage=storage or _storage.sqlite_url(folder / "study.db"),
-        study_name=study_name or folder.name,
+        storage=storage,
+        study_name=study_name
+        or _identity.study_name_of(
+            folder, lambda: _storage.open_storage(storage)
+        ),
         callbacks_factory=callbacks_factory,
         tensorboard=check_bool("tensorboard", tensorboard),
         oracle_arguments={k: v for k, v in given.items() if v is not None},
@@ -275,23 +283,14 @@ def _identify(settings: _Settings, data: Data) -> dict[str, Any]:
 
 
 class _Worker(OptunaTuner):
-    """A tuner that looks where it writes, and says when a trial ended."""
+    """A tuner that looks for signals, and says when a trial ended."""
 
-    settings: _Settings
-    token: str
     progress: Progress | None = None
 
     def pre_create_trial(self) -> None:
         """As in KerasTuner; stops here if a signal has come."""
         _signals.check()
         super().pre_create_trial()
-
-    def on_trial_begin(self, trial: Any) -> None:
-        """As in KerasTuner; sees to the output folder first."""
-        _identity.check_token(
-            self.oracle.study, self.token, self.settings.output
-        )
-        super().on_trial_begin(trial)
 
     def on_trial_end(self, trial: Any) -> None:
         """As in KerasTuner; shows the progress afterwards."""
@@ -324,7 +323,18 @@ def _make_hypermodel(settings: _Settings) -> AdamaxClippedHyperModel:
     )
 
 
-def _make_tuner(settings: _Settings) -> _Worker:
+def _folder(settings: _Settings, data: Data) -> _identity.Folder:
+    return _identity.Folder(
+        settings.output,
+        settings.output / _identity.TRIALS,
+        _identify(settings, data),
+        _storage.sqlite_file(settings.storage),
+    )
+
+
+def _make_tuner(
+    settings: _Settings, output: _identity.Folder | None = None
+) -> _Worker:
     tuner = _Worker(
         _make_hypermodel(settings),
         oracle=_make_oracle(settings),
@@ -336,7 +346,7 @@ def _make_tuner(settings: _Settings) -> _Worker:
             settings.output / "tensorboard" if settings.tensorboard else None
         ),
     )
-    tuner.settings = settings
+    tuner._output = output
     return tuner
 
 
@@ -350,11 +360,10 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
         data,
         None if settings.callbacks_factory else settings.objective.name,
     )
-    token = _identity.join_folder(settings.output, _identify(settings, data))
-    tuner = _make_tuner(settings)
-    tuner.token = token
-    _identity.check_token(tuner.oracle.study, token, settings.output)
-    tuner.oracle.begin_search()
+    output = _folder(settings, data)
+    output.check_unused()
+    output.look()
+    tuner = _make_tuner(settings, output)
     if verbose:
         tuner.progress = Progress(
             settings.max_trials, settings.objective.direction
@@ -385,7 +394,9 @@ def _work_in_processes(
     _make_hypermodel(settings)  # checks its arguments
     oracle = _make_oracle(settings)
     data = as_data(settings.data, settings.validation_split)
-    _identity.join_folder(settings.output, _identify(settings, data))
+    output = _folder(settings, data)
+    output.check_unused()
+    output.look()
     del data  # the workers load their own
     progress = Progress(
         settings.max_trials, settings.objective.direction, workers

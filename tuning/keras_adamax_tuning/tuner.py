@@ -16,7 +16,7 @@ from keras_tuner.engine import trial as keras_tuner_trial
 
 from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
 from keras_adamax._validation import check_integer
-from keras_adamax_tuning import _execution, _results
+from keras_adamax_tuning import _execution, _identity, _results
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
     SearchMismatchError,
@@ -146,6 +146,8 @@ class OptunaTuner(keras_tuner.Tuner):
             "executions_per_trial", executions_per_trial, minimum=1
         )
         self.callbacks_factory = callbacks_factory
+        # What is written to; `search` finds it, unless a subclass has set it.
+        self._output: _identity.Folder | None = None
         self.tensorboard_dir = None
         if tensorboard_dir is not None:
             self.tensorboard_dir = Path(tensorboard_dir)
@@ -170,7 +172,8 @@ class OptunaTuner(keras_tuner.Tuner):
 
         Raises:
             SearchMismatchError: If the study was made with another space or
-                another objective.
+                another objective, or if the folder holds the trials of
+                another study, or the study has its trials in another folder.
             StorageError: If the database cannot be used.
             ConsecutiveFailuresError: If too many trials failed in a row.
             KeyboardInterrupt: After Ctrl-C; the same search can be started
@@ -178,10 +181,13 @@ class OptunaTuner(keras_tuner.Tuner):
         """
         if "verbose" in kwargs:
             self.oracle.verbose = kwargs["verbose"]
+        self.oracle.check_search()
+        output = self._claim_folder()
         self.oracle.begin_search()
         self.on_search_begin()
         while True:
             self.pre_create_trial()
+            self._check_folder(output)
             trial = self.oracle.create_trial(self.tuner_id)
             if trial.status == TrialStatus.STOPPED:
                 break
@@ -189,6 +195,7 @@ class OptunaTuner(keras_tuner.Tuner):
                 continue
             try:
                 with self.oracle.heartbeat(trial.trial_id):
+                    self._check_folder(output)
                     self.on_trial_begin(trial)
                     self._run_attempt(trial, *args, **kwargs)
             except AttemptLost:
@@ -202,6 +209,23 @@ class OptunaTuner(keras_tuner.Tuner):
                 raise
             self.on_trial_end(trial)
         self.on_search_end()
+
+    def _claim_folder(self) -> _identity.Folder:
+        output = self._output
+        if output is None:
+            objective, space = self.oracle.identity().values()
+            named = {f"{hp['name']} {hp['conditions']}": hp for hp in space}
+            output = _identity.Folder.of_project(
+                self.trial_folder("").parent,
+                {"objective": objective, "space": named},
+            )
+        with self.oracle._errors():
+            output.claim(self.oracle.study)
+        return output
+
+    def _check_folder(self, output: _identity.Folder) -> None:
+        with self.oracle._errors():
+            output.check(self.oracle.study)
 
     def _run_attempt(
         self, trial: keras_tuner_trial.Trial, *args: Any, **kwargs: Any
@@ -250,7 +274,7 @@ class OptunaTuner(keras_tuner.Tuner):
             A dictionary of metrics, with the objective.
         """
         folder = self.trial_folder(trial.trial_id)
-        # Of another study that once was here; an attempt's name is its own.
+        # Of a trial that a database restored from a backup has forgotten.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         history = _execution.HistoryFile(folder / _execution.HISTORY)
