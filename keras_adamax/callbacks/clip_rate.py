@@ -209,7 +209,8 @@ class ClipRateLogger(Recorder):
             if len(old) != len(saved.counted):
                 return saved
             old = list(saved.counted)
+        names = dict(zip(now.counted, old, strict=True))
         return ClipStatistics(
-            dict(zip(now.clipped, map(saved.clipped.get, old), strict=True)),
-            dict(zip(now.counted, map(saved.counted.get, old), strict=True)),
+            {name: saved.clipped[its] for name, its in names.items()},
+            {name: saved.counted[its] for name, its in names.items()},
         )

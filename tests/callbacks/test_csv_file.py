@@ -332,3 +332,73 @@ def test_a_file_that_is_taken_away_is_begun_anew(tmp_path):
     logger = WeightDeltaLogger(filename=path)
     training.fit(training.make_model(), [logger, Take()], epochs=2)
     assert read(path) == training.rows(logger.records, epoch=1)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "WIFEXITED"), reason="needs POSIX's file size limit"
+)
+def test_a_write_that_fails_leaves_the_rows_of_others(tmp_path, monkeypatch):
+    """Another writer comes while the kernel takes a part of a line only."""
+    import resource
+    import threading
+    import time
+
+    path = tmp_path / "records.csv"
+    full, other = (_csv_file.CsvFile(path, "Test") for _ in range(2))
+    full.prepare()
+
+    def block(step):
+        keys = (_records.Key("layer/kernel", "clip_rate"),)
+        return _records.Block(_records.Moment(0, 0, step, step), keys, (0.5,))
+
+    write = os.write
+    threads = []
+
+    def limited(descriptor, data):
+        if not threads:
+            threads.append(
+                threading.Thread(target=other.append, args=(block(2),))
+            )
+            size = os.fstat(descriptor).st_size
+            _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, hard))
+            try:
+                assert write(descriptor, data) == 5
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+                threads[0].start()
+                time.sleep(0.5)
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(_csv_file.CsvFile, "_write", staticmethod(limited))
+    with pytest.warns(UserWarning, match="cannot write"):
+        full.append(block(1))
+    threads[0].join()
+    assert [row[3] for row in read(path)] == [2]
+    full.flush()
+    assert [row[3] for row in read(path)] == [2, 1]
+
+
+def test_a_stall_disorders_no_rows(tmp_path):
+    """The hooks of a batch's end run in threads on JAX and torch."""
+    import time
+
+    class Stall(keras.callbacks.Callback):
+        async_safe = True
+        count = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.count += 1
+            time.sleep(1.5 if self.count == 2 else 0.1)
+
+    path = tmp_path / "records.csv"
+    loggers = [
+        ClipRateLogger(1, filename=path),
+        Stall(),
+        WeightDeltaLogger(1, filename=path),
+    ]
+    training.fit(training.make_model(), loggers, epochs=2)
+    steps = [row[3] for row in read(path)]
+    assert steps == sorted(steps) and set(steps) == set(range(1, 13))

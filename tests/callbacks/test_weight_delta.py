@@ -674,7 +674,8 @@ def test_optimizers_that_a_model_holds_itself():
     deltas, rates = WeightDeltaLogger(), ClipRateLogger()
     training.fit(model, [deltas, rates], epochs=2)
     moved = training.rows(deltas.records, quantity="weight_delta")
-    assert [row[3] for row in moved] == [6] * 5 + [12] * 5
+    # The updates of both.
+    assert [row[3] for row in moved] == [12] * 5 + [24] * 5
     assert all(row[-1] > 0 for row in moved)
     clipped = training.rows(rates.records, epoch=0, quantity="clip_rate")
     assert [row[4] for row in clipped] == ["two/kernel", "two/bias", ""]
@@ -790,3 +791,48 @@ def test_layers_that_freeze_between_fits(logger, tmp_path):
         assert len(rows) == len(expected) + 1
         assert all(row[-1] > 0 for row in rows)
     assert len(training.rows(logger.records, quantity="loss")) == 3
+
+
+class TestReasonsByVariable:
+    def reasons(self, optimizer, variables):
+        from keras_adamax.callbacks import _unchanged
+
+        start = {id(optimizer): optimizer.clip_statistics()}
+        zeros = [
+            None if getattr(v, "no_gradient", False) else ops.zeros(v.shape)
+            for v in variables
+        ]
+        optimizer.apply(zeros, variables)
+        return _unchanged.reasons([optimizer], variables, False, start)
+
+    def test_an_excluded_variable_that_was_renamed(self):
+        from keras_adamax.callbacks import _unchanged
+
+        variables = [
+            keras.Variable(np.ones(3, "float32"), name=name)
+            for name in ("kernel", "bias", "other")
+        ]
+        optimizer = AdamaxClipped(0.01, exclude_from_clipping=["bias"])
+        optimizer.build(variables)
+        # As after a state was loaded into a model with other names.
+        optimizer._paths = ("a", "b", "c")
+        variables[2].no_gradient = True
+        assert self.reasons(optimizer, variables) == [
+            _unchanged.ZERO_GRADIENT,
+            _unchanged.ZERO_GRADIENT,
+            _unchanged.NO_GRADIENT,
+        ]
+
+    def test_a_scale_that_is_overwritten_with_its_gradient(self):
+        from keras_adamax.callbacks import _unchanged
+
+        variables = [
+            keras.Variable(np.ones(3, "float32"), name=name)
+            for name in ("kernel", "scale")
+        ]
+        variables[1].overwrite_with_gradient = True
+        optimizer = AdamaxClipped(0.01)
+        optimizer.build(variables)
+        assert self.reasons(optimizer, variables)[1] == _unchanged.OVERWRITTEN
+        # And it spoils nobody else's.
+        assert self.reasons(optimizer, variables)[0] == _unchanged.ZERO_GRADIENT
