@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -58,6 +59,42 @@ def start_many(url, count):
     for process in processes:
         out, errors = process.communicate(timeout=120)
         assert process.returncode == 0 and "done" in out, errors
+
+
+@pytest.mark.parametrize(
+    ("state", "text", "expected"),
+    [
+        ("42P07", "Relation »studies« existiert bereits", True),
+        ("23505", "la valeur d'une clé dupliquée rompt la contrainte", True),
+        ("40P01", "Verklemmung (Deadlock) entdeckt", True),
+        ("42501", 'no permission for schema "already exists"', False),
+        ("28P01", "password of user deadlock is wrong", False),
+    ],
+)
+def test_a_lost_race_is_known_in_every_language(state, text, expected):
+    psycopg = pytest.importorskip("psycopg")
+    # What Optuna raises around what SQLAlchemy raises.
+    driver = psycopg.errors.lookup(state)(text)
+    wrapped = sqlalchemy.exc.ProgrammingError("CREATE TABLE", {}, driver)
+    wrapped.__cause__ = driver
+    error = optuna.exceptions.StorageInternalError("An exception is raised")
+    error.__cause__ = wrapped
+    assert _storage._is_lost_race(wrapped) is expected
+    assert _storage._is_lost_race(error) is expected
+
+
+def test_a_lost_race_of_sqlite(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as connection:
+        connection.execute("CREATE TABLE a (b INTEGER PRIMARY KEY)")
+        connection.execute("INSERT INTO a VALUES (1)")
+        for statement, expected in (
+            ("CREATE TABLE a (b INTEGER)", True),
+            ("INSERT INTO a VALUES (1)", True),
+            ("SELECT * FROM c", False),
+        ):
+            with pytest.raises(sqlite3.Error) as error:
+                connection.execute(statement)
+            assert _storage._is_lost_race(error.value) is expected
 
 
 def start_many_threads(url, count):

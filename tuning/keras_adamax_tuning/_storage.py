@@ -28,12 +28,23 @@ from keras_adamax_tuning._errors import StorageError
 _SECONDS_TO_WAIT_FOR_A_LOCK = 60
 _ATTEMPTS_TO_CREATE_TABLES = 12
 
-# What a database says when another process creates the same tables.
-_LOST_RACE = re.compile(
-    r"already exists|duplicate key|UNIQUE constraint|database is locked"
-    r"|database schema has changed|concurrently updated|deadlock",
-    re.IGNORECASE,
-)
+# What a database answers when another process creates the same tables; not its
+# words, which may be in any language. SQLSTATEs:
+_LOST_RACE_STATES = {
+    "23000",  # integrity constraint violation
+    "23505",  # unique violation
+    "40001",  # serialization failure
+    "40P01",  # deadlock detected
+    "42710",  # duplicate object
+    "42P06",  # duplicate schema
+    "42P07",  # duplicate table
+    "42S01",  # table already exists
+    "XX000",  # internal error: "tuple concurrently updated" has no other
+}
+# Numbers of MySQL: table, key or row exists; lock timeout, deadlock.
+_LOST_RACE_NUMBERS = {1050, 1061, 1062, 1205, 1213}
+# Of SQLite: busy, locked, schema changed, constraint.
+_LOST_RACE_SQLITE = {5, 6, 17, 19}
 
 
 class _DriverMissing(Exception):
@@ -115,11 +126,28 @@ def _create_tables(url: str) -> None:
         except ImportError as error:
             raise _DriverMissing() from error
         except Exception as error:
-            if not _LOST_RACE.search(str(error)) or (
+            if not _is_lost_race(error) or (
                 attempt + 1 == _ATTEMPTS_TO_CREATE_TABLES
             ):
                 raise
             time.sleep(random.uniform(0.05, 0.1) * 1.5**attempt)
+
+
+def _is_lost_race(error: BaseException) -> bool:
+    """Whether another process created the tables at the same moment."""
+    cause: Any = error
+    while cause.__cause__ is not None:  # Optuna and SQLAlchemy wrap it
+        cause = cause.__cause__
+    if isinstance(cause, sqlite3.Error):
+        # A table that exists has no code of its own; SQLite speaks English.
+        return (
+            cause.sqlite_errorcode & 0xFF in _LOST_RACE_SQLITE
+            or "already exists" in str(cause)
+        )
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    if state is not None:
+        return state in _LOST_RACE_STATES
+    return bool(cause.args) and cause.args[0] in _LOST_RACE_NUMBERS
 
 
 def _parse(url: str) -> sqlalchemy.URL:
