@@ -53,16 +53,17 @@ need_postgresql() {
         --no-install-recommends postgresql >/dev/null
 }
 
-# An environment with everything that the tests need.
+# Makes the environment $1 with everything that the tests need on any backend.
+# Further arguments are installed first, and kept.
 use_test_environment() {
-    use_environment suite
+    use_environment "$1"
     python --version
-    # The release the project is developed with; the next step keeps it.
-    python -m pip install torch==2.13.0
-    step "README: ${test_suite%% && *}"
-    bash -euc "${test_suite%% && *}"
+    if (($# > 1)); then
+        python -m pip install "${@:2}"
+    fi
+    python -m pip install -e ".[test-all]"
+    python -c 'import importlib.metadata as m; print("torch", m.version("torch"))'
 }
 
 quickstart=$(readme_command quickstart-command)
 test_suite=$(readme_command test-command)
-test_only=${test_suite##* && }

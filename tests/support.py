@@ -1,5 +1,7 @@
 """Ways to take a step, and what to compare afterwards."""
 
+import re
+
 import keras
 import numpy as np
 
@@ -47,6 +49,11 @@ LOOPS = {
     "torch": ("no_grad", "recorded"),
 }[BACKEND]
 COMPILED_LOOP = LOOPS[-1]
+
+
+def id_of(value):
+    """The id of a parametrized test: the same in each of several processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def gradients_of(rng, shapes, steps, dtype="float32"):

@@ -38,6 +38,7 @@ bars = load("_bars")
 report = load("_report")
 
 
+@pytest.mark.slow
 def test_optimizer_step(tmp_path):
     printed, results = run(
         "optimizer_step.py",
@@ -99,6 +100,7 @@ def test_optimizer_step(tmp_path):
     assert figure.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are not forgotten")
 def test_memory_of_a_step(tmp_path):
     mode = ("--mode", "graph") if BACKEND == "tensorflow" else ()
@@ -117,6 +119,7 @@ def test_memory_of_a_step(tmp_path):
     assert case["bytes_of_gradients_weights_and_state"] == 16 * 64 * 64
 
 
+@pytest.mark.slow
 def test_fit(tmp_path):
     mode = ("--mode", "graph") if BACKEND == "tensorflow" else ()
     # The one whose parts can be left out of a model by mistake.
@@ -140,6 +143,7 @@ def test_fit(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_callback_overhead(tmp_path):
     printed, results = run(
         "callback_overhead.py", tmp_path, "--epochs", "1", "--log-dir"
@@ -163,6 +167,7 @@ def test_callback_overhead(tmp_path):
     assert printed.count("not judged") == 2
 
 
+@pytest.mark.slow
 def test_import_time(tmp_path):
     _, results = run("import_time.py", tmp_path, "--backend", BACKEND)
     assert results["backend"] == BACKEND

@@ -19,9 +19,13 @@ from tests.distribution_script import (
 )
 from tests.support import BACKEND
 
-pytestmark = pytest.mark.skipif(
-    BACKEND not in REPLICAS, reason="Keras distributes on TensorFlow and JAX"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BACKEND not in REPLICAS,
+        reason="Keras distributes on TensorFlow and JAX",
+    ),
+]
 HERE = {
     name: scenario
     for name, scenario in SCENARIOS.items()

@@ -9,6 +9,7 @@ import pytest
 
 from keras_adamax import AdamaxClipped, saved_state
 from tests.gradients import stepper
+from tests.support import id_of
 
 schedules = keras.optimizers.schedules
 
@@ -1219,7 +1220,7 @@ class TestAdamax:
                 "gradient_accumulation_steps": 4,
             },
         ],
-        ids=str,
+        ids=id_of,
     )
     def test_it_goes_on(self, arguments, is_built):
         variables, other_variables = make_variables(), make_variables()

@@ -21,6 +21,7 @@ from keras_adamax import AdamaxClipped, JoinedSchedule, LinearRamp
 from tests import resume_script
 from tests.gradients import stepper
 from tests.resume_script import adamaxes, build_dense
+from tests.support import id_of
 
 schedules = keras.optimizers.schedules
 BACKEND = keras.backend.backend()
@@ -112,6 +113,7 @@ def runs(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
+@pytest.mark.slow
 class TestResume:
     @pytest.mark.parametrize(
         ("format", "name"),
@@ -568,7 +570,7 @@ class TestCopies:
         rng = np.random.default_rng(seed)
         return [rng.normal(size=(3,)), rng.normal(size=(2, 2))]
 
-    @pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+    @pytest.mark.parametrize("arguments", ARGUMENTS, ids=id_of)
     def test_of_a_trained_optimizer(self, arguments):
         variables = self.variables()
         optimizer = AdamaxClipped(learning_rate=0.1, **arguments)
@@ -609,7 +611,7 @@ class TestCopies:
             assert_same_arrays(result, results[-1])
         assert not np.array_equal(before[0], results[-1][0])
 
-    @pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+    @pytest.mark.parametrize("arguments", ARGUMENTS, ids=id_of)
     def test_of_an_optimizer_not_built(self, arguments):
         optimizer = AdamaxClipped(learning_rate=0.1, **arguments)
         optimizer.learning_rate = 1 / 3

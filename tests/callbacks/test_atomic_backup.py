@@ -26,6 +26,7 @@ EPOCHS = 4
 KILL_SEEDS = os.environ.get("KERAS_ADAMAX_KILL_SEEDS", "0").split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("seed", KILL_SEEDS)
 def test_killed_at_random_moments(seed, tmp_path):

@@ -206,6 +206,7 @@ class TestBadInput:
                 [WeightDeltaLogger(log_dir=tmp_path / "file")],
             )
 
+    @pytest.mark.slow
     def test_a_full_disk(self, tmp_path, monkeypatch):
         from tensorboardX import event_file_writer
 

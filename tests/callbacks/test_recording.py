@@ -362,6 +362,7 @@ class TestLogs:
                 assert [e.step for e in events.Tensors(tag)] == [0, 1]
         assert {f"batch_{key}" for key in KEYS} <= tags
 
+    @pytest.mark.slow
     @LOGGERS
     @pytest.mark.parametrize("epochs", [1, 3])
     @pytest.mark.parametrize("name", IN_FRONT)

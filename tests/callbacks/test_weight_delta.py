@@ -209,6 +209,7 @@ def test_counts_and_blocks(shape):
         assert np.abs(change.counts - expected).max() <= edges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_counts", [False, True])
 def test_memory_of_one_copy_is_all(with_counts, tmp_path):
     """The high-water mark of a process that watches 96 MiB of weights."""

@@ -180,6 +180,7 @@ class CompilationTests:
     def run(self, **environment):
         return finish(start(*self.arguments, **environment))
 
+    @pytest.mark.slow
     def test_by_two_processes_at_a_time(self, tmp_path):
         cache = {"XDG_CACHE_HOME": str(tmp_path)}
         both = [start(*self.arguments, **cache) for _ in range(2)]
@@ -190,6 +191,7 @@ class CompilationTests:
         assert self.run(**cache)[0] == self.served
         assert library.stat().st_mtime_ns == written
 
+    @pytest.mark.slow
     def test_where_nothing_can_be_written(self, tmp_path):
         (tmp_path / "keras_adamax").write_text("no folder")
         assert self.run(XDG_CACHE_HOME=str(tmp_path))[0] == self.served
@@ -202,6 +204,7 @@ class CompilationTests:
         assert "keras_adamax" not in errors
         assert not (self.is_quiet and errors)
 
+    @pytest.mark.slow
     def test_a_damaged_library_is_compiled_again(self, tmp_path):
         cache = {"XDG_CACHE_HOME": str(tmp_path)}
         assert self.run(**cache)[0] == self.served

@@ -40,6 +40,7 @@ ROUNDED = ("corrected", "scheduled", "decayed, averaged", "accumulated")
 ROUNDED += ("scaled",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gives_what_the_reference_gives(monkeypatch, name, loop):
@@ -51,6 +52,7 @@ def test_gives_what_the_reference_gives(monkeypatch, name, loop):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", (None, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given", DTYPES)
@@ -171,6 +173,7 @@ class TestRows:
         assert any(counts.clipped.values()) or "exclude" in str(options)
         assert_same(expected, actual)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("loop", ("eager", "graph"))
     @pytest.mark.parametrize(
         "options",

@@ -237,6 +237,7 @@ class TestCompilation(compiled.CompilationTests):
     loop = "jit"
     caches = (_tensorflow_in_xla._failure,)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "before",
         (

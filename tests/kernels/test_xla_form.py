@@ -25,6 +25,7 @@ if BACKEND == "torch":
     pytest.skip("torch has kernels of its own", allow_module_level=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, loop",
     [(options, LOOPS[-1]) for options in OPTIONS.values()]
@@ -46,6 +47,7 @@ def test_gives_what_the_reference_gives(monkeypatch, options, loop):
 
 
 # In TensorFlow's plain graph, XLA compiles the update alone.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loop", [x for x in LOOPS if x in ("graph", *compiled.COMPILED_BY_XLA)]
 )
@@ -86,6 +88,7 @@ class TestOtherDevices:
             monkeypatch.setattr(kernel._jax_compiled, "update", fail)
             monkeypatch.setattr(kernel.jax.lax, "cond", fail)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("loop", [x for x in LOOPS if x != "eager"])
     @pytest.mark.parametrize(
         "options",

@@ -108,6 +108,7 @@ def visible_texts(figure):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "kind"),
     [(case, "report") for case in CASES]

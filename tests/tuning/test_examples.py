@@ -58,6 +58,7 @@ def test_search_digits(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_search_digits_of_the_users_own(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(
@@ -76,6 +77,7 @@ def test_search_digits_of_the_users_own(tmp_path):
     assert (tmp_path / "search_output" / "best.keras").exists()
 
 
+@pytest.mark.slow
 def test_search_schedules(tmp_path):
     printed = run(
         "search_schedules.py", *("--trials=6", "--epochs=1"), folder=tmp_path

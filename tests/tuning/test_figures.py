@@ -74,6 +74,7 @@ def overlap(first, second, slack=1.0):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "kind", "direction"),
     [(case, kind, "min") for case in CASES for kind in DRAW]

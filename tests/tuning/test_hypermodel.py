@@ -10,6 +10,7 @@ from keras_tuner.errors import FatalTypeError, FatalValueError
 import keras_adamax
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
+from tests.support import id_of
 
 X = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -66,7 +67,7 @@ def numpy_variables(optimizer):
         {"loss": "mse", "jit_compile": True},
         {"loss": "mse", "optimizer": "sgd", "auto_scale_loss": False},
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_settings_of_a_compiled_model_stay(settings):
     reference = dense(keras_tuner.HyperParameters(), **settings)

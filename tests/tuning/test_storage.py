@@ -196,6 +196,7 @@ def run_transitions(url, state, count=8):
     return wins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "state", [TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL]
 )

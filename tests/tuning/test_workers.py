@@ -22,6 +22,7 @@ import pytest
 from optuna.trial import TrialState
 
 from keras_adamax_tuning import OptunaOracle, run_search
+from tests.support import id_of
 from tests.tuning import searched
 
 ROOT = Path(__file__).parent.parent.parent
@@ -240,7 +241,7 @@ def test_workers_stop_when_their_parent_is_killed_and_can_be_joined(
         ({"build_model": searched.broken_model}, "KeyError.*searched.py, line"),
         ({"objective": "val_accuracy"}, "in the logs of `fit`: loss, mae"),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_an_error_of_the_workers_is_said_once(tmp_path, changes, words):
     given = {
