@@ -56,21 +56,37 @@ class ClipStatistics:
                 f"snapshot of {sorted(earlier.counted)}, and the optimizer "
                 f"updates {sorted(self.counted)}."
             )
-        counted = {
-            path: total - earlier.counted[path]
-            for path, total in self.counted.items()
-        }
-        clipped = {
-            path: total - earlier.clipped[path]
-            for path, total in self.clipped.items()
-        }
-        if min((*counted.values(), *clipped.values()), default=0) < 0:
+        if not self.is_after(earlier):
             raise ValueError(
                 "`since` must be a snapshot taken earlier. The totals of the "
                 "optimizer are smaller than those received: its state was "
                 "loaded or set in between. Take a new snapshot."
             )
-        return ClipStatistics(clipped, counted)
+        return ClipStatistics(
+            {
+                path: n - earlier.clipped[path]
+                for path, n in self.clipped.items()
+            },
+            {
+                path: n - earlier.counted[path]
+                for path, n in self.counted.items()
+            },
+        )
+
+    def is_after(self, earlier: "ClipStatistics") -> bool:
+        """Whether no total is smaller than in `earlier`.
+
+        Args:
+            earlier: A snapshot of the same variables.
+        """
+        return all(
+            total >= before[path]
+            for now, before in (
+                (self.clipped, earlier.clipped),
+                (self.counted, earlier.counted),
+            )
+            for path, total in now.items()
+        )
 
     def rates(self) -> dict[str, float]:
         """The clipped fraction of each variable; NaN where none counted."""
