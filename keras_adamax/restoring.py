@@ -186,9 +186,9 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         scalars = self._plan_scalars(saved)
         if self.built:
             plan = self._plan(saved, scalars.origin)
+            self._pending_state = self._before_pending = None
             self._restore_scalars(scalars)
             self._restore_variables(plan)
-            self._pending_state = self._before_pending = None
             return
         if saved.manifest is not None and saved.manifest["paths"]:
             self._check_settings(saved.manifest)
@@ -253,6 +253,9 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         }
         self._pending_state, self._before_pending = saved, before
 
+    def _is_waiting(self) -> bool:
+        return not self.built or self._before_pending is not None
+
     def _restore_pending_state(self) -> None:
         """Gives a state that was loaded earlier to the variables."""
         saved = self._pending_state
@@ -264,8 +267,8 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             except ValueError:
                 self._refuse_pending_state()
                 raise
+            self._pending_state = self._before_pending = None
             self._restore_variables(plan)
-        self._pending_state = self._before_pending = None
 
     def _refuse_pending_state(self) -> None:
         """Takes back what a state has given that does not fit.
@@ -306,13 +309,14 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             learning_rate = None
             if manifest["learning_rate_is_number"]:
                 learning_rate = manifest["learning_rate"]
+                float(learning_rate)
             numbers = {
                 name: value
-                for name, value in manifest["current"].items()
+                for name, value in dict(manifest["current"]).items()
                 if self._live.constructed.get(name)
                 == manifest["constructed"][name]
             }
-            for number in (learning_rate or 0.0, *numbers.values()):
+            for number in numbers.values():
                 float(number)
             origin = manifest["clip_rate_origin"]
             if origin is not None:
@@ -577,7 +581,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
 
     def _clip_rate_origin(self) -> ClipStatistics | None:
         """Where `clip_rates()` counts from; `None` for the beginning."""
-        if not self.built:
+        if self._is_waiting():
             return self._waiting_origin
         first = float(self._kernel.to_numpy(self._exclusions)[0])
         return self._origins.get(int(first - 1 if first > 0 else -first))
@@ -591,7 +595,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         states then. So the numbers in `exclusions` say it, of which only the
         sign was used: `1 + number` is above 0, and `-number` is not.
         """
-        if not self.built:
+        if self._is_waiting():
             self._waiting_origin = origin
             return
         number = 0
