@@ -694,23 +694,18 @@ class AdamaxClipped(RestorableOptimizer):
         # The gradient itself may not know its shape.
         shape = tuple(self._trainable_variables[index].shape)
         if is_counted is None:
-            counted = math.prod(shape)
+            counted = statistics.digits([math.prod(shape)])
         else:
             # A row of the gradient stands for all that had its index.
             clipped = ops.logical_and(
                 clipped,
                 ops.reshape(is_counted, (-1,) + (1,) * (len(shape) - 1)),
             )
-            counted = ops.sum(ops.cast(is_counted, "int32")) * math.prod(
-                shape[1:]
-            )
-        clipped = ops.sum(ops.cast(clipped, "int32"))
-        counted = ops.where(is_excluded, 0, counted)
+            counted = statistics.count(is_counted, times=math.prod(shape[1:]))
+        counted = ops.where(is_excluded, ops.zeros_like(counted), counted)
         rows = ops.convert_to_tensor(self._clip_counts)
         row = statistics.add_to_rows(
-            rows[index : index + 1],
-            ops.expand_dims(clipped, 0),
-            ops.expand_dims(counted, 0),
+            rows[index : index + 1], statistics.count(clipped), counted
         )
         self.assign(self._clip_counts, ops.slice_update(rows, (index, 0), row))
 

@@ -179,7 +179,7 @@ def _compile(step: Step) -> Any:
             clip_counts.assign(
                 _xla_form.next_counts(
                     tf.convert_to_tensor(clip_counts),
-                    _xla_form.totals(clipped),
+                    _xla_form.totals(clipped, max(sizes)),
                     [weight.shape for weight in weights],
                     indices,
                     excluded,
