@@ -228,13 +228,17 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             self._wait_for_variables(saved_state.positional(surplus), before)
 
     def _before(self) -> "_Before":
-        attributes = vars(self)
+        attributes = self.__dict__
         return _Before(
-            {role: np.array(v) for role, v in self._scalar_values().items()},
-            {},
-            {n: attributes[n] for n in _RESTORED if n in attributes},
-            dict(self._live.written),
+            scalars=self._copied_scalars(),
+            loaded={},
+            attributes={n: attributes[n] for n in _RESTORED if n in attributes},
+            written=dict(self._live.written),
         )
+
+    def _copied_scalars(self) -> dict[str, np.ndarray]:
+        # On torch an array of the host has the variable's memory.
+        return {role: np.array(v) for role, v in self._scalar_values().items()}
 
     def _wait_for_variables(
         self, saved: saved_state.SavedState, before: "_Before"
@@ -248,9 +252,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         """
         if self._before_pending is not None:
             before = self._before_pending
-        before.loaded = {
-            role: np.array(v) for role, v in self._scalar_values().items()
-        }
+        before.loaded = self._copied_scalars()
         self._pending_state, self._before_pending = saved, before
 
     def _is_waiting(self) -> bool:
@@ -293,8 +295,8 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 )
             )
         for name in _RESTORED:
-            vars(self).pop(name, None)
-        vars(self).update(before.attributes)
+            self.__dict__.pop(name, None)
+        self.__dict__.update(before.attributes)
         self._live.written.update(before.written)
 
     def _plan_scalars(self, saved: saved_state.SavedState) -> "_Scalars":
@@ -576,8 +578,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
 
     def _are_excluded(self) -> np.ndarray:
         """1 for each variable that is not clipped, 0 for the others."""
-        exclusions_ = self._kernel.to_numpy(self._exclusions)
-        return (exclusions_ > 0).astype("float32")
+        return (self._kernel.to_numpy(self._exclusions) > 0).astype("float32")
 
     def _clip_rate_origin(self) -> ClipStatistics | None:
         """Where `clip_rates()` counts from; `None` for the beginning."""
