@@ -274,7 +274,9 @@ class AdamaxClipped(RestorableOptimizer):
         self._paths: tuple[str, ...] = ()
         self._unmatched_patterns: tuple[str, ...] = ()
         self._pending_state: saved_state.SavedState | None = None
-        self._clip_rate_origin: ClipStatistics | None = None
+        self._before_pending: Any | None = None
+        self._origins: dict[int, ClipStatistics] = {}
+        self._waiting_origin: ClipStatistics | None = None
         self._excluded_from_weight_decay_by_user = False
         self._awaits_state = False
         self._learning_rate_is_set = False
@@ -692,23 +694,18 @@ class AdamaxClipped(RestorableOptimizer):
         # The gradient itself may not know its shape.
         shape = tuple(self._trainable_variables[index].shape)
         if is_counted is None:
-            counted = math.prod(shape)
+            counted = statistics.digits([math.prod(shape)])
         else:
             # A row of the gradient stands for all that had its index.
             clipped = ops.logical_and(
                 clipped,
                 ops.reshape(is_counted, (-1,) + (1,) * (len(shape) - 1)),
             )
-            counted = ops.sum(ops.cast(is_counted, "int32")) * math.prod(
-                shape[1:]
-            )
-        clipped = ops.sum(ops.cast(clipped, "int32"))
-        counted = ops.where(is_excluded, 0, counted)
+            counted = statistics.count(is_counted, times=math.prod(shape[1:]))
+        counted = ops.where(is_excluded, ops.zeros_like(counted), counted)
         rows = ops.convert_to_tensor(self._clip_counts)
         row = statistics.add_to_rows(
-            rows[index : index + 1],
-            ops.expand_dims(clipped, 0),
-            ops.expand_dims(counted, 0),
+            rows[index : index + 1], statistics.count(clipped), counted
         )
         self.assign(self._clip_counts, ops.slice_update(rows, (index, 0), row))
 
@@ -786,9 +783,13 @@ class AdamaxClipped(RestorableOptimizer):
 
     def _elapsed(self, since: ClipStatistics | None) -> ClipStatistics:
         now = self.clip_statistics()
-        if since is None:
-            since = self._clip_rate_origin
-        return now if since is None else now.since(since)
+        if since is not None:
+            return now.since(since)
+        origin = self._clip_rate_origin()
+        # A later one is of another state: the totals alone were set.
+        if origin is None or not now.is_after(origin):
+            return now
+        return now.since(origin)
 
     def reset_clip_rates(self) -> None:
         """Makes `clip_rates()` and `clip_rate()` count from now on.
@@ -797,7 +798,7 @@ class AdamaxClipped(RestorableOptimizer):
         own is disturbed.
         """
         now = self.clip_statistics()
-        self._clip_rate_origin = now if now.counted else None
+        self._set_clip_rate_origin(now if now.counted else None)
 
     def skipped_steps(self) -> int:
         """How many calls of `apply` were skipped (`skip_nonfinite`)."""
@@ -812,8 +813,9 @@ class AdamaxClipped(RestorableOptimizer):
 
     def _set_live(self, name: str, value: Any) -> None:
         # Fails where `fit` holds the state and would not see the change.
-        product = self._log_beta_1_product_so_far(self._scalar_values())
-        self._live.set(name, value)
+        scalars = self._scalar_values()
+        product = self._log_beta_1_product_so_far(scalars)
+        self._live.set(name, value, scalars["hyperparameters"])
         if name == "beta_1":
             self._keep_log_beta_1_product(product)
 

@@ -142,8 +142,13 @@ class LiveHyperparameters:
             self.written[name], values[PACKED.index(name)]
         )
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: str, value: Any, values: np.ndarray) -> None:
         """Sets a number on the live optimizer.
+
+        Args:
+            name: One of `PACKED`.
+            value: The number.
+            values: What the variable holds.
 
         Raises:
             AttributeError: If the hyperparameter is not a number now.
@@ -162,19 +167,27 @@ class LiveHyperparameters:
                 f"set. Make the optimizer with {name}=0.0 to set it later. "
                 f"Received: {name}={value!r}."
             )
-        self.written[name] = _validation.check_number(
-            name, value, **RANGES[name]
+        self.assign(
+            {name: _validation.check_number(name, value, **RANGES[name])},
+            values,
         )
-        self.assign()
 
-    def assign(self) -> None:
-        """Writes all numbers to the variable."""
+    def assign(self, numbers: Mapping[str, Any], values: np.ndarray) -> None:
+        """Changes some numbers in the variable.
+
+        The others stay what the variable holds: a checkpoint, a tree of the
+        state or an assignment may have changed it since they were written.
+
+        Args:
+            numbers: Name to checked number.
+            values: What the variable holds.
+        """
         assert self._variable is not None
-        self._variable.assign(
-            self.packed.astype(
-                keras.backend.standardize_dtype(self._variable.dtype)
-            )
-        )
+        values = np.array(values)
+        for name, number in numbers.items():
+            self.written[name] = number
+            values[PACKED.index(name)] = number
+        self._variable.assign(values)
 
     def tensor(self, name: str, step: Tensor, dtype: str) -> Tensor:
         """The value for one step, as a scalar tensor.

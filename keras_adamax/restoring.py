@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import re
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,21 @@ import numpy as np
 
 from keras_adamax import exclusions, hyperparameters, saved_state
 from keras_adamax.statistics import ClipStatistics
+
+# Attributes beside the variables that hold what a state gave to an optimizer
+# that was not built.
+_RESTORED = (
+    "_written_learning_rate",
+    "_learning_rate_is_set",
+    "_lacks_state",
+    "_waiting_origin",
+    "_exclude_from_weight_decay",
+    "_exclude_from_weight_decay_pattern",
+)
+# Numbers that float32 holds exactly.
+_ORIGIN_NUMBERS = 2**23
+# Of more resets the oldest are forgotten.
+_ORIGINS_KEPT = 100
 
 
 class RestorableOptimizer(keras.optimizers.Optimizer):
@@ -52,11 +69,22 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         Args:
             store: What Keras gives: a mapping from names to arrays.
         """
+        pending = self._pending_state
+        if pending is not None and self._before_pending is None:
+            # It was refused, and holds all that it was loaded with.
+            roles = self._scalars() if pending.manifest else ()
+            saved_state.rewrite(
+                store,
+                pending,
+                {role: pending.scalar(role) for role in roles},
+                pending.manifest or {},
+            )
+            return
         scalars = self._scalar_values()
         scalars["log_beta_1_product"] = self._log_beta_1_product_so_far(scalars)
         settings = self._settings(scalars)
-        if self._pending_state is not None:
-            saved_state.rewrite(store, self._pending_state, scalars, settings)
+        if pending is not None:
+            saved_state.rewrite(store, pending, scalars, settings)
             return
         per_variable: dict[str, list[np.ndarray | None]] = {}
         shapes: list[Sequence[int]] = []
@@ -69,12 +97,10 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 for role, variables in self._per_variable().items()
             }
             for role, packed in (
-                ("clip_counts", self._clip_counts),
-                ("clipping_exclusion", self._exclusions),
+                ("clip_counts", self._kernel.to_numpy(self._clip_counts)),
+                ("clipping_exclusion", self._are_excluded()),
             ):
-                per_variable[role] = [
-                    np.asarray(x) for x in self._kernel.to_numpy(packed)
-                ]
+                per_variable[role] = [np.asarray(x) for x in packed]
             shapes = [tuple(v.shape) for v in self._trainable_variables]
             settings["not_decayed"] = [
                 i
@@ -93,7 +119,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
     def _settings(self, scalars: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """What a saved state says beside its arrays."""
         pattern = getattr(self, "_exclude_from_weight_decay_pattern", None)
-        origin = self._clip_rate_origin
+        origin = self._clip_rate_origin()
         return {
             "constructed": self._live.constructed,
             "current": {
@@ -157,18 +183,22 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
             return
+        scalars = self._plan_scalars(saved)
         if self.built:
-            plan = self._plan(saved)
-            self._restore_scalars(saved)
-            self._restore_variables(saved, plan)
-            self._pending_state = None
+            plan = self._plan(saved, scalars.origin)
+            self._pending_state = self._before_pending = None
+            self._restore_scalars(scalars)
+            self._restore_variables(plan)
             return
         if saved.manifest is not None and saved.manifest["paths"]:
             self._check_settings(saved.manifest)
-        self._restore_scalars(saved)
+        before = self._before()
+        self._restore_scalars(scalars)
         # The state of an optimizer that was never built is all there now.
-        is_complete = saved.kind == "own" and not saved.paths
-        self._pending_state = None if is_complete else saved
+        if saved.kind == "own" and not saved.paths:
+            self._pending_state = self._before_pending = None
+        else:
+            self._wait_for_variables(saved, before)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets all variables of the optimizer, in the order of `variables`.
@@ -179,36 +209,147 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             weights: An array for each of `self.variables`.
 
         Raises:
-            ValueError: If their number or a shape does not fit.
+            ValueError: If their number or a shape does not fit. Nothing is
+                changed then.
         """
         arrays = [np.asarray(w) for w in weights]
         variables = self.variables
         surplus = [] if self.built else arrays[len(variables) :]
         arrays = arrays if self.built else arrays[: len(variables)]
-        for variable, array in self._plan_positional(variables, arrays):
+        plan = self._plan_positional(variables, arrays)
+        before = self._before()
+        for variable, array in plan:
             variable.assign(array)
-        packed = self._kernel.to_numpy(self._hyperparameters)
-        for name in self._live.written:
-            self._live.written[name] = self._live.get(name, packed)
         self._unmatched_patterns = ()
         self._lacks_state = False
-        self._pending_state = (
-            None if self.built else saved_state.positional(surplus)
+        self._waiting_origin = None
+        self._pending_state = self._before_pending = None
+        if not self.built:
+            self._wait_for_variables(saved_state.positional(surplus), before)
+
+    def _before(self) -> "_Before":
+        attributes = self.__dict__
+        return _Before(
+            scalars=self._copied_scalars(),
+            loaded={},
+            attributes={n: attributes[n] for n in _RESTORED if n in attributes},
+            written=dict(self._live.written),
         )
+
+    def _copied_scalars(self) -> dict[str, np.ndarray]:
+        # On torch an array of the host has the variable's memory.
+        return {role: np.array(v) for role, v in self._scalar_values().items()}
+
+    def _wait_for_variables(
+        self, saved: saved_state.SavedState, before: "_Before"
+    ) -> None:
+        """Keeps a state until the optimizer is built.
+
+        Args:
+            saved: The state, whose scalars have been restored.
+            before: What there was before; of a state in place of one that
+                waits already, what there was before that.
+        """
+        if self._before_pending is not None:
+            before = self._before_pending
+        before.loaded = self._copied_scalars()
+        self._pending_state, self._before_pending = saved, before
+
+    def _is_waiting(self) -> bool:
+        return not self.built or self._before_pending is not None
 
     def _restore_pending_state(self) -> None:
         """Gives a state that was loaded earlier to the variables."""
         saved = self._pending_state
         if saved is None:
             return
-        # If it does not fit it stays pending, so that the next step raises
-        # the error again in place of starting afresh.
         with self._kernel.outside_of_graph():
-            self._restore_variables(saved, self._plan(saved))
-        self._pending_state = None
+            try:
+                plan = self._plan(saved, self._waiting_origin)
+            except ValueError:
+                self._refuse_pending_state()
+                raise
+            self._pending_state = self._before_pending = None
+            self._restore_variables(plan)
 
-    def _plan(self, saved: saved_state.SavedState) -> "_Plan":
-        """What the variables get from a state; raises if it does not fit."""
+    def _refuse_pending_state(self) -> None:
+        """Takes back what a state has given that does not fit.
+
+        It stays pending, so that the next step raises the error again in place
+        of starting afresh.
+        """
+        before = self._before_pending
+        if before is None:
+            return
+        store: dict[str, np.ndarray] = {}
+        self.save_own_variables(store)
+        self._pending_state = saved_state.read(store)
+        self._before_pending = None
+        for role, present in self._scalar_values().items():
+            # What was set since stays.
+            self._scalars()[role].assign(
+                np.where(
+                    present == before.loaded[role],
+                    before.scalars[role],
+                    present,
+                )
+            )
+        for name in _RESTORED:
+            self.__dict__.pop(name, None)
+        self.__dict__.update(before.attributes)
+        self._live.written.update(before.written)
+
+    def _plan_scalars(self, saved: saved_state.SavedState) -> "_Scalars":
+        """What needs no built optimizer; raises if a state is damaged."""
+        manifest = saved.manifest
+        if manifest is None:
+            return _Scalars()
+        try:
+            pattern = manifest["not_decayed_pattern"]
+            if pattern:
+                re.compile(pattern)
+            learning_rate = None
+            if manifest["learning_rate_is_number"]:
+                learning_rate = manifest["learning_rate"]
+                float(learning_rate)
+            numbers = {
+                name: value
+                for name, value in dict(manifest["current"]).items()
+                if self._live.constructed.get(name)
+                == manifest["constructed"][name]
+            }
+            for number in numbers.values():
+                float(number)
+            origin = manifest["clip_rate_origin"]
+            if origin is not None:
+                origin = ClipStatistics(
+                    {path: int(clipped) for path, clipped, _ in origin},
+                    {path: int(counted) for path, _, counted in origin},
+                )
+        except (KeyError, TypeError, ValueError, re.error) as error:
+            raise saved_state.damaged(
+                f"its manifest holds what it cannot ({error!r})"
+            ) from error
+        arrays = {}
+        for role in ("iterations", "skipped_steps", "log_beta_1_product"):
+            arrays[role] = saved.scalar(role)
+            if arrays[role].shape != () or not _is_numeric(arrays[role]):
+                raise saved_state.damaged(
+                    f"{role} is no number, and of shape {arrays[role].shape}"
+                )
+        return _Scalars(arrays, learning_rate, numbers, pattern, origin)
+
+    def _plan(
+        self,
+        saved: saved_state.SavedState,
+        origin: ClipStatistics | None,
+    ) -> "_Plan":
+        """What the variables get from a state; raises if it does not fit.
+
+        Args:
+            saved: The state.
+            origin: Of the clip rates, by the paths of the state.
+        """
         if saved.kind == "adamax":
             return self._plan_adamax(saved)
         if saved.kind == "positional":
@@ -218,6 +359,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                     list(saved.variables()),
                 ),
                 has_exclusions=True,
+                has_origin=True,
             )
         manifest = saved.manifest
         assert manifest is not None
@@ -269,7 +411,34 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                     f"what is for {variable.path} of shape "
                     f"{tuple(variable.shape)} has shape {np.shape(array)}"
                 )
-        return _Plan(assignments, order, has_exclusions)
+            if not _is_numeric(array):
+                raise saved_state.damaged(
+                    f"what is for {variable.path} is of dtype {array.dtype}"
+                )
+        try:
+            not_decayed = [
+                self._trainable_variables[order.index(i)]
+                for i in manifest["not_decayed"]
+            ]
+            if origin is not None:
+                pairs = [
+                    (path, saved.paths[i])
+                    for path, i in zip(self._paths, order, strict=True)
+                ]
+                origin = ClipStatistics(
+                    {path: origin.clipped[key] for path, key in pairs},
+                    {path: origin.counted[key] for path, key in pairs},
+                )
+        except (KeyError, TypeError, ValueError) as error:
+            raise saved_state.damaged(
+                f"its manifest is of other variables ({error!r})"
+            ) from error
+        return _Plan(
+            assignments,
+            not_decayed=not_decayed,
+            has_exclusions=has_exclusions,
+            origin=origin,
+        )
 
     def _check_settings(self, manifest: Mapping[str, Any]) -> None:
         for name in ("use_ema", "gradient_accumulation_steps"):
@@ -288,7 +457,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 "The weights of the optimizer do not fit: there must be "
                 f"{len(variables)} arrays, one for each of "
                 f"{', '.join(v.path for v in variables)}. Received: "
-                f"{len(arrays)}."
+                f"{len(arrays)}. {saved_state.WAY_OUT}"
             )
         plan = list(zip(variables, arrays, strict=True))
         for variable, array in plan:
@@ -298,14 +467,20 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                     f"{variable.path} has shape {tuple(variable.shape)}. "
                     f"Received: an array of shape {array.shape}."
                 )
+            if not _is_numeric(array):
+                raise ValueError(
+                    "The weights of the optimizer do not fit: "
+                    f"{variable.path} holds numbers. "
+                    f"Received: an array of dtype {array.dtype}."
+                )
             # The fused updates do not read what cannot be there.
             if (
                 self.built
                 and variable is self._exclusions
-                and np.any(array)
+                and np.any(array > 0)
                 and not self.exclude_from_clipping
             ):
-                names = [self._paths[i] for i in np.flatnonzero(array)]
+                names = [self._paths[i] for i in np.flatnonzero(array > 0)]
                 raise ValueError(
                     "The weights of the optimizer do not fit: in them, "
                     f"{', '.join(names)} are excluded from clipping, and this "
@@ -356,46 +531,32 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             if v is not None
         ]
 
-    def _restore_scalars(self, saved: saved_state.SavedState) -> None:
+    def _restore_scalars(self, scalars: "_Scalars") -> None:
         """Restores what needs no built optimizer."""
         self._learning_rate_is_set = False
         self._lacks_state = False
-        self._clip_rate_origin = None
-        manifest = saved.manifest
-        if manifest is None:
+        self._waiting_origin = scalars.origin
+        if not scalars.arrays:
             return
         for role in ("iterations", "skipped_steps"):
-            self._scalars()[role].assign(saved.scalar(role))
+            self._scalars()[role].assign(scalars.arrays[role])
         # As in Keras, the learning rate is state, and the rest is
         # configuration: of it, a change since construction is state.
-        if manifest["learning_rate_is_number"]:
-            self._written_learning_rate = manifest["learning_rate"]
-        self._learning_rate_variable.assign(float(self._written_learning_rate))
-        for name, value in manifest["current"].items():
-            if (
-                self._live.constructed.get(name)
-                == manifest["constructed"][name]
-            ):
-                self._live.written[name] = value
-        self._live.assign()
-        product = saved.scalar("log_beta_1_product")
+        if scalars.learning_rate is not None:
+            self._written_learning_rate = scalars.learning_rate
+            self._learning_rate_variable.assign(float(scalars.learning_rate))
+        self._live.assign(
+            scalars.numbers, self._kernel.to_numpy(self._hyperparameters)
+        )
+        product = scalars.arrays["log_beta_1_product"]
         if "beta_1" in self._live.schedules:
             self._log_beta_1_product.assign(product)
         else:
             self._keep_log_beta_1_product(product)
-        pattern = manifest["not_decayed_pattern"]
-        if pattern and not self._excluded_from_weight_decay_by_user:
-            super().exclude_from_weight_decay(var_names=[pattern])
-        origin = manifest["clip_rate_origin"]
-        if origin is not None:
-            self._clip_rate_origin = ClipStatistics(
-                {path: clipped for path, clipped, _ in origin},
-                {path: counted for path, _, counted in origin},
-            )
+        if scalars.pattern and not self._excluded_from_weight_decay_by_user:
+            super().exclude_from_weight_decay(var_names=[scalars.pattern])
 
-    def _restore_variables(
-        self, saved: saved_state.SavedState, plan: "_Plan"
-    ) -> None:
+    def _restore_variables(self, plan: "_Plan") -> None:
         for variable, array in plan.assignments:
             variable.assign(array)
         if plan.has_exclusions:
@@ -407,25 +568,93 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             self._learning_rate_variable.assign(
                 float(self._written_learning_rate)
             )
-        if plan.order is None:
+        if not plan.has_origin:
+            self._set_clip_rate_origin(plan.origin)
+        if (
+            plan.not_decayed is not None
+            and not self._excluded_from_weight_decay_by_user
+        ):
+            super().exclude_from_weight_decay(var_list=plan.not_decayed)
+
+    def _are_excluded(self) -> np.ndarray:
+        """1 for each variable that is not clipped, 0 for the others."""
+        return (self._kernel.to_numpy(self._exclusions) > 0).astype("float32")
+
+    def _clip_rate_origin(self) -> ClipStatistics | None:
+        """Where `clip_rates()` counts from; `None` for the beginning."""
+        if self._is_waiting():
+            return self._waiting_origin
+        first = float(self._kernel.to_numpy(self._exclusions)[0])
+        return self._origins.get(int(first - 1 if first > 0 else -first))
+
+    def _set_clip_rate_origin(self, origin: ClipStatistics | None) -> None:
+        """Makes `clip_rates()` count from `origin`, or from the beginning.
+
+        The state must say which origin is its own, because a state may be set
+        variable by variable, without a call of the optimizer. A variable of
+        its own would change the number of variables, and Keras drops older
+        states then. So the numbers in `exclusions` say it, of which only the
+        sign was used: `1 + number` is above 0, and `-number` is not.
+        """
+        if self._is_waiting():
+            self._waiting_origin = origin
             return
-        manifest = saved.manifest
-        assert manifest is not None
-        if not self._excluded_from_weight_decay_by_user:
-            super().exclude_from_weight_decay(
-                var_list=[
-                    self._trainable_variables[plan.order.index(i)]
-                    for i in manifest["not_decayed"]
-                ]
-            )
-        origin = self._clip_rate_origin
+        number = 0
         if origin is not None:
-            saved_paths = [saved.paths[i] for i in plan.order]
-            pairs = list(zip(self._paths, saved_paths, strict=True))
-            self._clip_rate_origin = ClipStatistics(
-                {path: origin.clipped[key] for path, key in pairs},
-                {path: origin.counted[key] for path, key in pairs},
-            )
+            # The same for the same origin, so that copies have equal states.
+            totals = [
+                (origin.clipped[path], origin.counted[path])
+                for path in self._paths
+            ]
+            number = 1 + zlib.crc32(repr(totals).encode()) % _ORIGIN_NUMBERS
+            self._origins.pop(number, None)
+            self._origins[number] = origin
+            while len(self._origins) > _ORIGINS_KEPT:
+                del self._origins[next(iter(self._origins))]
+        self._exclusions.assign(
+            np.where(self._are_excluded() > 0, 1.0 + number, 0.0 - number)
+        )
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    # bfloat16 is of kind "V".
+    return array.dtype.kind in "biufV"
+
+
+@dataclasses.dataclass
+class _Before:
+    """What an optimizer held before it got a state that waits.
+
+    Attributes:
+        scalars: Role to value.
+        loaded: The same after the state was loaded.
+        attributes: Those of `_RESTORED` that there were.
+        written: What the user wrote, see `LiveHyperparameters`.
+    """
+
+    scalars: dict[str, np.ndarray]
+    loaded: dict[str, np.ndarray]
+    attributes: dict[str, Any]
+    written: dict[str, Any]
+
+
+@dataclasses.dataclass
+class _Scalars:
+    """What a state gives to an optimizer, built or not.
+
+    Attributes:
+        arrays: Role to number; empty for a `keras.optimizers.Adamax`.
+        learning_rate: As it was written, if it is a number.
+        numbers: Hyperparameters that were set since construction.
+        pattern: Of variables that do not decay.
+        origin: Of the clip rates, by the paths of the state.
+    """
+
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    learning_rate: int | float | None = None
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pattern: str | None = None
+    origin: ClipStatistics | None = None
 
 
 @dataclasses.dataclass
@@ -434,13 +663,17 @@ class _Plan:
 
     Attributes:
         assignments: Pairs of a variable and its value.
-        order: For each variable the saved index that belongs to it; `None` if
-            the saved state does not say which is which.
+        not_decayed: Variables that do not decay; `None` if the saved state
+            does not say.
         has_exclusions: Whether the state says what is excluded from clipping.
+        has_origin: Whether the variables say what the origin is.
+        origin: Of the clip rates otherwise, by the paths of the variables.
         learning_rate: That of a `keras.optimizers.Adamax`, if it is a number.
     """
 
     assignments: list[tuple[Any, np.ndarray]]
-    order: list[int] | None = None
+    not_decayed: list[Any] | None = None
     has_exclusions: bool = False
+    has_origin: bool = False
+    origin: ClipStatistics | None = None
     learning_rate: np.ndarray | None = None

@@ -18,6 +18,14 @@ import numpy as np
 FORMAT_VERSION = 1
 MANIFEST = "manifest"
 POSITIONAL = "variable"
+# Keras lets the trainable variables change without a `compile`.
+WAY_OUT = (
+    "If layers were frozen, unfrozen or quantized, or given LoRA, after "
+    "`compile`, the saved state is of the variables from before. Load the "
+    "model with `keras.models.load_model(path, compile=False)` and compile "
+    "it, which starts with fresh optimizer state; or compile the model again "
+    "before it is saved."
+)
 _SCALARS = ("iterations", "log_beta_1_product", "skipped_steps")
 # Unlike moments, which Keras's `overwrite_with_gradient` variables lack.
 _FOR_EVERY_VARIABLE = ("clip_counts", "clipping_exclusion")
@@ -355,7 +363,7 @@ def match(
             "The saved optimizer state does not fit the model: it is of "
             f"{len(saved_paths)} variables, and the optimizer updates "
             f"{len(paths)}. Not in the saved state: {missing or 'none'}. Only "
-            f"in the saved state: {surplus or 'none'}."
+            f"in the saved state: {surplus or 'none'}. {WAY_OUT}"
         )
     wrong = [
         f"{paths[i]} has shape {tuple(shapes[i])}, saved as {saved_paths[j]} "
@@ -367,7 +375,7 @@ def match(
         raise ValueError(
             "The saved optimizer state does not fit the model (variables were "
             f"matched by {'path' if by_path else 'build order'}): "
-            f"{'; '.join(wrong)}."
+            f"{'; '.join(wrong)}. {WAY_OUT}"
         )
     return order
 
@@ -454,7 +462,7 @@ def interpret_adamax(
         )
         if layout.fits(arrays, shapes, has_state)
     ]
-    hint = "To start with fresh optimizer state, compile after loading."
+    hint = WAY_OUT
     if not found:
         raise ValueError(
             "The saved optimizer state does not fit: it has "

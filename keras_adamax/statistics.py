@@ -4,6 +4,9 @@ A total is kept in three float32 limbs of base 2**20, lowest first. Every
 operation on them is exact in float32, so that a count is right after any
 number of steps, where one float32 sum would stop growing at 2**24 and a
 compensated one depends on a compiler that keeps its operations in order.
+
+What one step adds is kept in two digits of the same base, because JAX has no
+integers above 2**31 - 1 and a variable may have more elements.
 """
 
 import math
@@ -20,6 +23,11 @@ LIMB_BASE = 2**20
 LIMBS = 3
 # Clipped elements, then counted elements.
 ROW_LENGTH = 2 * LIMBS
+# Of what one step adds: the second holds all that is above the first.
+DIGITS = 2
+_LARGEST_INT32 = 2**31 - 1
+# A sum of so many numbers below LIMB_BASE is an int32.
+_MOST_PARTS = 2**31 // LIMB_BASE
 
 
 @dataclass(frozen=True)
@@ -56,21 +64,37 @@ class ClipStatistics:
                 f"snapshot of {sorted(earlier.counted)}, and the optimizer "
                 f"updates {sorted(self.counted)}."
             )
-        counted = {
-            path: total - earlier.counted[path]
-            for path, total in self.counted.items()
-        }
-        clipped = {
-            path: total - earlier.clipped[path]
-            for path, total in self.clipped.items()
-        }
-        if min((*counted.values(), *clipped.values()), default=0) < 0:
+        if not self.is_after(earlier):
             raise ValueError(
                 "`since` must be a snapshot taken earlier. The totals of the "
                 "optimizer are smaller than those received: its state was "
                 "loaded or set in between. Take a new snapshot."
             )
-        return ClipStatistics(clipped, counted)
+        return ClipStatistics(
+            {
+                path: n - earlier.clipped[path]
+                for path, n in self.clipped.items()
+            },
+            {
+                path: n - earlier.counted[path]
+                for path, n in self.counted.items()
+            },
+        )
+
+    def is_after(self, earlier: "ClipStatistics") -> bool:
+        """Whether no total is smaller than in `earlier`.
+
+        Args:
+            earlier: A snapshot of the same variables.
+        """
+        return all(
+            total >= before[path]
+            for now, before in (
+                (self.clipped, earlier.clipped),
+                (self.counted, earlier.counted),
+            )
+            for path, total in now.items()
+        )
 
     def rates(self) -> dict[str, float]:
         """The clipped fraction of each variable; NaN where none counted."""
@@ -90,22 +114,100 @@ def add_to_rows(rows: Tensor, clipped: Tensor, counted: Tensor) -> Tensor:
 
     Args:
         rows: float32 tensor of shape `(n, ROW_LENGTH)`.
-        clipped: Integers, shape `(n,)`: elements clipped in this step.
-        counted: Integers, shape `(n,)`: elements given to the clipping.
+        clipped: Elements clipped in this step: integers, shape `(n,)`, or
+            their `digits`, shape `(n, DIGITS)`.
+        counted: Elements given to the clipping, likewise.
 
     Returns:
         The new rows.
     """
-    counts = ops.cast(ops.stack([clipped, counted], axis=1), "int32")
+    counts = ops.stack([digits(clipped), digits(counted)], axis=1)
     limbs = ops.reshape(rows, (-1, 2, LIMBS))
-    lowest, carry = _split(
-        limbs[:, :, 0] + ops.cast(counts % LIMB_BASE, "float32")
-    )
-    middle, overflow = _split(
-        limbs[:, :, 1] + carry + ops.cast(counts // LIMB_BASE, "float32")
-    )
+    lowest, carry = _split(limbs[:, :, 0] + counts[:, :, 0])
+    middle, overflow = _split(limbs[:, :, 1] + carry + counts[:, :, 1])
     limbs = ops.stack([lowest, middle, limbs[:, :, 2] + overflow], axis=2)
     return ops.reshape(limbs, (-1, ROW_LENGTH))
+
+
+def digits(counts: Tensor) -> Tensor:
+    """Integers below 2**43 in two float32 digits, lowest first.
+
+    Args:
+        counts: Integers, shape `(n,)`; what has two axes is returned as it is.
+            Python's and NumPy's are exact where the backend has none so large.
+
+    Returns:
+        float32, shape `(n, DIGITS)`.
+    """
+    if not ops.is_tensor(counts):
+        counts = np.asarray(counts)
+        if counts.ndim == 1:
+            pair = [counts % LIMB_BASE, counts // LIMB_BASE]
+            counts = np.stack(pair, axis=1).astype("float32")
+        return ops.convert_to_tensor(counts)
+    if len(counts.shape) == 2:
+        return counts
+    pair = [counts % LIMB_BASE, counts // LIMB_BASE]
+    return ops.cast(ops.stack(pair, axis=1), "float32")
+
+
+def sums(counts: Tensor, largest: int) -> list[Tensor]:
+    """int32 vectors of one element that add up to the sum of `counts`.
+
+    There is one, unless the sum might be more than an int32 holds. Axes are
+    summed before anything is cut in pieces, so that what is spread over
+    devices stays there.
+
+    Args:
+        counts: int32 tensor of a known shape.
+        largest: How large its elements may be.
+    """
+    if largest * math.prod(counts.shape) <= _LARGEST_INT32:
+        return [ops.reshape(ops.sum(counts), (1,))]
+    length = counts.shape[-1]
+    if largest * length <= _LARGEST_INT32:
+        return sums(ops.sum(counts, axis=-1), largest * length)
+    piece = _LARGEST_INT32 // largest
+    return [
+        total
+        for start in range(0, length, piece)
+        for total in sums(counts[..., start : start + piece], largest)
+    ]
+
+
+def digits_of_sums(parts: Tensor) -> Tensor:
+    """The `digits` of the sum of each row, whatever it is.
+
+    Args:
+        parts: int32 >= 0, shape `(n, k)` with `k` below 2**11.
+    """
+    assert parts.shape[1] < _MOST_PARTS
+    lowest = ops.sum(parts % LIMB_BASE, axis=1)
+    rest = ops.sum(parts // LIMB_BASE, axis=1) + lowest // LIMB_BASE
+    return ops.cast(ops.stack([lowest % LIMB_BASE, rest], axis=1), "float32")
+
+
+def count(mask: Tensor, times: int = 1) -> Tensor:
+    """The `digits` of the number of elements that are true.
+
+    Args:
+        mask: Booleans.
+        times: How often each of them counts.
+
+    Returns:
+        float32, shape `(1, DIGITS)`.
+    """
+    if None in mask.shape:
+        # Only TensorFlow has unknown shapes, and it has int64.
+        total = ops.sum(ops.cast(mask, "int64")) * times
+        return digits(ops.expand_dims(total, 0))
+    counts = ops.cast(mask, "int32")
+    most = 2**30
+    weights = [most] * (times // most) + [times % most]
+    parts = [
+        part for weight in weights for part in sums(counts * weight, weight)
+    ]
+    return digits_of_sums(ops.expand_dims(ops.concatenate(parts), 0))
 
 
 def _split(total: Tensor) -> tuple[Tensor, Tensor]:

@@ -195,7 +195,8 @@ def update(
         bound = clip_bound(
             u, hyperparameters.clip_multiplier, hyperparameters.clip_epsilon
         )
-        bound = ops.where(is_excluded, ops.full_like(bound, math.inf), bound)
+        # Not `full_like`: TensorFlow takes the shape for int32s.
+        bound = ops.where(is_excluded, ops.cast(math.inf, dtype), bound)
         clipped = is_clipped(g, bound)
         g = clip(g, bound)
     m, u = next_moments(g, m, u, hyperparameters.beta_1, hyperparameters.beta_2)

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import pickle
+import tempfile
 
 import keras
 import numpy as np
@@ -498,3 +500,141 @@ class TestValues:
         with pytest.raises(AttributeError, match=r"weight_decay=0\.0"):
             optimizer.weight_decay = 0.5
         assert optimizer.weight_decay is None
+
+
+def set_weights(optimizer, values):
+    optimizer.set_weights(values)
+
+
+def assign_variables(optimizer, values):
+    for variable, value in zip(optimizer.variables, values, strict=True):
+        variable.assign(value)
+
+
+def set_state_tree(optimizer, values):
+    """What `keras.Model.set_state_tree` does with an optimizer."""
+    model = keras.Sequential()
+    model.optimizer = optimizer
+    tree = {
+        variable.path: value
+        for variable, value in zip(optimizer.variables, values, strict=True)
+    }
+    model.set_state_tree({"optimizer_variables": tree})
+
+
+def restore_checkpoint(optimizer, values):
+    import tensorflow as tf
+
+    other = AdamaxClipped(**BEFORE)
+    other.build(support.make_variables([np.zeros(2)]))
+    assign_variables(other, values)
+    with tempfile.TemporaryDirectory() as folder:
+        path = tf.train.Checkpoint(optimizer=other).save(folder + "/state")
+        tf.train.Checkpoint(optimizer=optimizer).restore(path)
+
+
+def write_back(optimizer, values):
+    """What a step of JAX without state gives, written to the variables."""
+    weights = optimizer._trainable_variables
+    _, state = optimizer.stateless_apply(
+        [keras.ops.convert_to_tensor(v) for v in values],
+        [keras.ops.zeros(2)],
+        [w.value for w in weights],
+    )
+    assign_variables(optimizer, state)
+
+
+ROUTES = [set_weights, assign_variables, set_state_tree]
+if BACKEND == "tensorflow":
+    ROUTES.append(restore_checkpoint)
+if BACKEND == "jax":
+    ROUTES.append(write_back)
+
+
+class TestRestored:
+    """The variables hold other numbers than Python has seen."""
+
+    CHANGED = {name: change[1] for name, change in CHANGES.items()}
+
+    @staticmethod
+    def make(**config):
+        optimizer = AdamaxClipped(**config)
+        optimizer.build(support.make_variables([np.zeros(2)]))
+        return optimizer
+
+    def restored(self, route):
+        """An optimizer with `CHANGED` in its variables."""
+        other = self.make(**BEFORE)
+        for name, value in self.CHANGED.items():
+            setattr(other, name, value)
+        optimizer = self.make(**BEFORE)
+        route(optimizer, [np.array(numpy(v)) for v in other.variables])
+        return optimizer
+
+    @pytest.mark.parametrize("name", CHANGES)
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_setting_one_keeps_the_others(self, route, name):
+        optimizer = self.restored(route)
+        value = 0.625 if name != "clip_multiplier" else 8.0
+        setattr(optimizer, name, value)
+        expected = self.CHANGED | {name: value}
+        reference = self.make(**expected)
+        assert optimizer.get_config() == reference.get_config()
+        np.testing.assert_array_equal(
+            numpy(optimizer._hyperparameters),
+            numpy(reference._hyperparameters),
+        )
+        np.testing.assert_array_equal(
+            numpy(optimizer.learning_rate), numpy(reference.learning_rate)
+        )
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_copies_and_saved_states_have_them(self, route):
+        optimizer = self.restored(route)
+        for other in (
+            copy.deepcopy(optimizer),
+            pickle.loads(pickle.dumps(optimizer)),
+            AdamaxClipped.from_config(optimizer.get_config()),
+        ):
+            other.clip_multiplier = 8.0
+            expected = self.CHANGED | {"clip_multiplier": 8.0}
+            config = other.get_config()
+            assert {name: config[name] for name in expected} == expected
+        store = {}
+        optimizer.save_own_variables(store)
+        other = self.make(**BEFORE)
+        other.load_own_variables(store)
+        assert other.get_config() == optimizer.get_config()
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_a_loaded_state_changes_what_it_has(self, route):
+        """And not the rest: another configuration, a schedule."""
+        store = {}
+        AdamaxClipped(
+            **BEFORE
+            | {"beta_2": 0.25, "learning_rate": LinearRamp(0.0, 1.0, 5)}
+        ).save_own_variables(store)
+        optimizer = self.restored(route)
+        optimizer.load_own_variables(store)
+        config = optimizer.get_config()
+        expected = BEFORE | {
+            "learning_rate": self.CHANGED["learning_rate"],
+            "beta_2": self.CHANGED["beta_2"],
+        }
+        assert {name: config[name] for name in expected} == expected
+
+    def test_in_the_next_step(self):
+        """What `get_config` says is what the step uses."""
+        values, gradients = start()
+        variables = support.make_variables(values)
+        optimizer = AdamaxClipped(**BEFORE)
+        step = support.make_step(support.COMPILED_LOOP, optimizer, variables)
+        packed = [v for v in optimizer.variables if v.name == "hyperparameters"]
+        packed[0].assign([0.25, 0.5, 0.5, 4.0, 0.5, 0.5])
+        optimizer.clip_multiplier = 8.0
+        changes = self.CHANGED | {"clip_multiplier": 8.0}
+        del changes["learning_rate"]
+        for g in gradients:
+            step(g)
+        oracle = run_oracle(values, gradients, changes, 0, **BEFORE)
+        support.assert_follows(oracle, optimizer, variables)

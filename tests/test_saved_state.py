@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_adamax import AdamaxClipped, saved_state
-from tests.gradients import stepper
+from keras_adamax import AdamaxClipped, restoring, saved_state
+from tests.gradients import numpy, stepper
 from tests.support import id_of
 
 schedules = keras.optimizers.schedules
@@ -517,6 +517,149 @@ class TestMatching:
         assert all(np.isnan(r) for r in optimizer.clip_rates().values())
 
 
+class TestOriginOfRestoredStates:
+    """`reset_clip_rates` and states that are set from outside."""
+
+    @staticmethod
+    def set_weights(optimizer, values):
+        optimizer.set_weights(values)
+
+    @staticmethod
+    def set_state_tree(optimizer, values):
+        model = keras.Sequential()
+        model.optimizer = optimizer
+        tree = {
+            variable.path: value
+            for variable, value in zip(optimizer.variables, values, strict=True)
+        }
+        model.set_state_tree({"optimizer_variables": tree})
+
+    @staticmethod
+    def assign(optimizer, values):
+        for variable, value in zip(optimizer.variables, values, strict=True):
+            variable.assign(value)
+
+    ROUTES = ("set_weights", "set_state_tree", "assign")
+
+    @staticmethod
+    def values(optimizer):
+        return [np.array(numpy(v)) for v in optimizer.variables]
+
+    @staticmethod
+    def train(optimizer, size, steps=3):
+        variables = optimizer._trainable_variables
+        for _ in range(steps):
+            optimizer.apply(
+                [keras.ops.full(v.shape, size) for v in variables], variables
+            )
+
+    @pytest.mark.parametrize("route", ROUTES)
+    @pytest.mark.parametrize(
+        "arguments", [{}, {"exclude_from_clipping": ["layer/a"]}]
+    )
+    def test_goes_with_the_state(self, route, arguments):
+        """Before the first reset, right before, after, and between two."""
+        optimizer = built(clip_epsilon=0.01, **arguments)
+        states = []
+
+        def note():
+            states.append(
+                (
+                    self.values(optimizer),
+                    repr(optimizer.clip_rates()),
+                    optimizer.clip_statistics(),
+                )
+            )
+
+        note()
+        self.train(optimizer, 0.015)
+        note()
+        optimizer.reset_clip_rates()
+        note()
+        self.train(optimizer, 0.5)
+        note()
+        optimizer.reset_clip_rates()
+        note()
+        self.train(optimizer, 0.0)
+        note()
+        assert len({rates for _, rates, _ in states}) >= 4
+        for values, rates, totals in [*states, *reversed(states)]:
+            getattr(self, route)(optimizer, values)
+            assert repr(optimizer.clip_rates()) == rates
+            assert optimizer.clip_statistics() == totals
+        # Exclusions are what they were, and counting goes on.
+        self.train(optimizer, 1.0, steps=1)
+        is_excluded = [bool(arguments), False, False, False]
+        np.testing.assert_array_equal(
+            numpy(optimizer._exclusions) > 0, is_excluded
+        )
+        assert (optimizer.clip_statistics().counted["layer/a"] > 0) != (
+            is_excluded[0]
+        )
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_a_state_of_another_optimizer_counts_from_its_beginning(
+        self, route
+    ):
+        other = built(clip_epsilon=0.01)
+        self.train(other, 0.015)
+        optimizer = built(clip_epsilon=0.01)
+        self.train(optimizer, 0.5, steps=9)
+        optimizer.reset_clip_rates()
+        self.train(optimizer, 0.5)
+        getattr(self, route)(optimizer, self.values(other))
+        assert optimizer.clip_rates() == other.clip_rates()
+        assert optimizer.clip_rate() == other.clip_rate()
+
+    def test_totals_alone_that_are_smaller(self):
+        optimizer = with_state()
+        optimizer.reset_clip_rates()
+        counts = np.array(numpy(optimizer.clip_counts))
+        counts[:, 0], counts[:, 3] = 1, 10
+        counts[:, [1, 2, 4, 5]] = 0
+        optimizer.clip_counts.assign(counts)
+        assert set(optimizer.clip_rates().values()) == {0.1}
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_a_later_state_is_saved_with_its_origin(self, route):
+        optimizer = with_state(clip_epsilon=0.01)
+        optimizer.reset_clip_rates()
+        self.train(optimizer, 0.5)
+        values, rates = self.values(optimizer), optimizer.clip_rates()
+        optimizer.reset_clip_rates()
+        self.train(optimizer, 0.5)
+        getattr(self, route)(optimizer, values)
+        other = built()
+        other.load_own_variables(save(optimizer))
+        assert other.clip_rates() == rates
+        assert self.values(other)[-1].tolist() == values[-1].tolist()
+
+    @pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow",
+        reason="checkpoints are TensorFlow's",
+    )
+    def test_checkpoint(self, tmp_path):
+        import tensorflow as tf
+
+        optimizer = built(clip_epsilon=0.01)
+        self.train(optimizer, 0.015)
+        rates = optimizer.clip_rates()
+        checkpoint = tf.train.Checkpoint(optimizer=optimizer)
+        path = checkpoint.save(str(tmp_path / "state"))
+        optimizer.reset_clip_rates()
+        self.train(optimizer, 0.5)
+        checkpoint.restore(path).assert_consumed()
+        assert optimizer.clip_rates() == rates
+
+    def test_of_many_resets_the_last_are_known(self):
+        optimizer = built(clip_epsilon=0.01)
+        for _ in range(restoring._ORIGINS_KEPT + 5):
+            self.train(optimizer, 0.5, steps=1)
+            optimizer.reset_clip_rates()
+        assert len(optimizer._origins) == restoring._ORIGINS_KEPT
+        assert all(np.isnan(r) for r in optimizer.clip_rates().values())
+
+
 class TestSettings:
     @pytest.mark.parametrize("saved", [True, False])
     def test_statistics_on_or_off(self, saved):
@@ -810,6 +953,92 @@ class TestBeforeBuild:
         assert moments(other) == moments(optimizer)
         other.apply(gradients, variables)
 
+    @staticmethod
+    def loaded(other, how):
+        """Gives `other` a state that its variables will not fit."""
+        optimizer = with_state(weight_decay=0.25)
+        optimizer.learning_rate = 0.25
+        optimizer.clip_multiplier = 2.0
+        optimizer.beta_1 = 0.5
+        optimizer.reset_clip_rates()
+        if how == "set_weights":
+            other.set_weights([numpy(v) for v in optimizer.variables])
+        else:
+            other.load_own_variables(save(optimizer))
+
+    @staticmethod
+    def scalars(optimizer):
+        names = ("clip_multiplier", "beta_1", "weight_decay", "learning_rate")
+        config = optimizer.get_config()
+        return (
+            {k: np.array(v) for k, v in optimizer._scalar_values().items()},
+            {name: config[name] for name in names},
+            optimizer.skipped_steps(),
+        )
+
+    @pytest.mark.parametrize("how", ["load_own_variables", "set_weights"])
+    def test_a_state_that_is_refused_changes_no_scalar(self, how):
+        variables = make_variables(SHAPES | {"c": (5,)})
+        gradients = [keras.ops.ones(v.shape) for v in variables]
+        other = AdamaxClipped(weight_decay=0.25)
+        other._iterations.assign(3)
+        other.clip_epsilon = 0.5
+        before = self.scalars(other)
+        self.loaded(other, how)
+        assert int(other.iterations) == 7
+        store = save(other)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="do(es)? not fit"):
+                other.apply(gradients, variables)
+            np.testing.assert_equal(self.scalars(other), before)
+        # The state itself is still there, with all that it holds.
+        again = save(other)
+        assert set(again) == set(store)
+        for key in set(store) - {"manifest"}:
+            np.testing.assert_array_equal(again[key], store[key])
+        assert manifest_of(again) == manifest_of(store)
+        fitting = AdamaxClipped(weight_decay=0.25)
+        fitting.load_own_variables(again)
+        fitting.build(make_variables())
+        assert int(fitting.iterations) == 7
+        if how == "load_own_variables":
+            assert fitting.get_config()["clip_multiplier"] == 2.0
+
+    def test_what_was_set_before_it_is_refused_stays(self):
+        other = AdamaxClipped(weight_decay=0.25)
+        other.beta_2 = 0.75
+        self.loaded(other, "load_own_variables")
+        other.learning_rate = 0.125
+        other.clip_multiplier = 3
+        with pytest.raises(ValueError, match="does not fit"):
+            other.build(make_variables({"z": (2, 2)}))
+        config = other.get_config()
+        assert config["learning_rate"] == 0.125
+        assert config["clip_multiplier"] == 3
+        assert (config["beta_1"], config["beta_2"]) == (0.9, 0.75)
+        assert int(other.iterations) == 0
+
+    def test_the_last_of_two_states_is_refused(self):
+        other = AdamaxClipped(weight_decay=0.25)
+        before = self.scalars(other)
+        other.load_own_variables(
+            save(with_state(iterations=9, weight_decay=0.25))
+        )
+        self.loaded(other, "load_own_variables")
+        with pytest.raises(ValueError, match="does not fit"):
+            other.build(make_variables({"z": (2, 2)}))
+        np.testing.assert_equal(self.scalars(other), before)
+
+    def test_weight_decay_exclusions_of_a_refused_state(self):
+        optimizer = with_state(weight_decay=0.25)
+        store = with_manifest(save(optimizer), not_decayed_pattern="a$")
+        other = AdamaxClipped(weight_decay=0.25)
+        other.load_own_variables(store)
+        variables = make_variables(SHAPES | {"c": (5,)})
+        with pytest.raises(ValueError, match="does not fit"):
+            other.build(variables)
+        assert all(other._use_weight_decay(v) for v in variables)
+
     def test_pattern_that_only_the_saved_paths_match(self):
         optimizer = with_state(
             make_variables(scope="old"), exclude_from_clipping=["^old/b"]
@@ -962,8 +1191,67 @@ class TestSetWeights:
                     make_variables(),
                 )
 
+    @pytest.mark.parametrize("is_built", [True, False])
+    @pytest.mark.parametrize("place", [0, 2, 4])
+    @pytest.mark.parametrize("bad", ["text", "shape"])
+    def test_what_is_no_number_changes_nothing(self, is_built, place, bad):
+        weights = self.weights(with_state())
+        weights[place] = {
+            "text": np.full(weights[place].shape, "one"),
+            "shape": np.zeros((2, 2, 2)),
+        }[bad]
+        optimizer = with_state(seed=1) if is_built else AdamaxClipped()
+        before = everything(optimizer)
+        with pytest.raises(ValueError, match="weights of the optimizer do not"):
+            optimizer.set_weights(weights)
+        assert everything(optimizer) == before
+
 
 class TestDamage:
+    @pytest.mark.parametrize("is_built", [True, False])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"clip_rate_origin": 3},
+            {"clip_rate_origin": [["layer/a", "x", 1]]},
+            {"learning_rate": "fast"},
+            {"learning_rate": None},
+            {"current": {"beta_1": "large"}},
+            {"current": [1]},
+            {"constructed": {}},
+            {"not_decayed_pattern": "("},
+        ],
+    )
+    def test_manifest_with_strange_values(self, is_built, changes):
+        """Everything is looked at before anything changes."""
+        optimizer = with_state(seed=1) if is_built else AdamaxClipped()
+        store = with_manifest(save(with_state()), **changes)
+        assert_refused(optimizer, store, "is damaged.*manifest")
+
+    @pytest.mark.parametrize("is_built", [True, False])
+    @pytest.mark.parametrize(
+        "role", ["iterations", "skipped_steps", "log_beta_1_product"]
+    )
+    @pytest.mark.parametrize("bad", [np.zeros(3), np.array("one")])
+    def test_a_scalar_that_is_none(self, is_built, role, bad):
+        store = save(with_state())
+        manifest = manifest_of(store)
+        for entry in manifest["entries"]:
+            if entry["key"] == role:
+                entry["shape"] = list(bad.shape)
+        store = with_manifest(store, entries=manifest["entries"])
+        optimizer = with_state(seed=1) if is_built else AdamaxClipped()
+        assert_refused(optimizer, store | {role: bad}, f"damaged.*{role}")
+
+    def test_variables_that_the_manifest_does_not_know(self):
+        store = with_manifest(save(with_state()), not_decayed=[7])
+        assert_refused(with_state(seed=1), store, "damaged.*other variables")
+
+    def test_an_array_of_text(self):
+        store = save(with_state())
+        store["norm.1"] = np.full(store["norm.1"].shape, "one")
+        assert_refused(with_state(seed=1), store, "damaged.*dtype")
+
     def refused(self, store, match):
         assert_refused(with_state(seed=1), store, match)
         assert_refused(AdamaxClipped(), store, match)

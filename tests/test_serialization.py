@@ -824,6 +824,71 @@ class TestExclusionsFromClipping:
         assert other.optimizer.clip_rate() == model.optimizer.clip_rate()
 
 
+class TestVariablesThatChangedAfterCompile:
+    """Keras lets them; a state of the former ones fits no loaded model."""
+
+    @staticmethod
+    def quantize(model):
+        model.layers[0].quantize("int8")
+
+    @staticmethod
+    def freeze(model):
+        model.layers[0].trainable = False
+
+    @staticmethod
+    def enable_lora(model):
+        model.layers[0].enable_lora(2)
+
+    @staticmethod
+    def make():
+        model = keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)]
+        )
+        model.compile(AdamaxClipped(0.25), keras.losses.MeanSquaredError())
+        return model
+
+    @staticmethod
+    def fit(model):
+        model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+
+    @pytest.mark.parametrize("how", ["quantize", "freeze", "enable_lora"])
+    def test_the_error_says_how_to_go_on(self, tmp_path, how):
+        model = self.make()
+        self.fit(model)
+        getattr(self, how)(model)
+        path = tmp_path / "model.keras"
+        model.save(path)
+        match = r"does not fit(.|\n)*compile=False(.|\n)*before it is saved"
+        with pytest.raises(ValueError, match=match):
+            keras.saving.load_model(path)
+        # The one way out that it names:
+        loaded = keras.saving.load_model(path, compile=False)
+        np.testing.assert_allclose(
+            loaded.predict(np.ones((4, 3)), verbose=0),
+            model.predict(np.ones((4, 3)), verbose=0),
+            rtol=1e-6,
+        )
+        loaded.compile(AdamaxClipped(0.25), keras.losses.MeanSquaredError())
+        self.fit(loaded)
+        # And the other:
+        model.compile(AdamaxClipped(0.25), keras.losses.MeanSquaredError())
+        self.fit(model)
+        model.save(path)
+        loaded = keras.saving.load_model(path)
+        assert int(loaded.optimizer.iterations) == 1
+        self.fit(loaded)
+
+    def test_in_a_whole_model_h5_file(self, tmp_path):
+        model = self.make()
+        self.fit(model)
+        self.freeze(model)
+        model.save(tmp_path / "model.h5")
+        loaded = keras.saving.load_model(tmp_path / "model.h5")
+        with pytest.raises(ValueError, match="do not fit.*compile=False"):
+            self.fit(loaded)
+        assert int(loaded.optimizer.iterations) == 0
+
+
 class TestWholeModelH5:
     """Keras's older format; it builds the optimizer without variables."""
 

@@ -281,13 +281,25 @@ struct RowsBy {
 constexpr int64_t kLimbs = 3;
 constexpr int64_t kRowLength = 2 * kLimbs;
 
+constexpr int64_t kBase = 1 << 20;
+constexpr int64_t kDigits = 2;
+
 void add_to_limbs(float* limbs, int64_t number) {
-  constexpr int64_t base = 1 << 20;
-  const int64_t lowest = int64_t(limbs[0]) + number % base;
-  const int64_t middle = int64_t(limbs[1]) + lowest / base + number / base;
-  limbs[0] = float(lowest % base);
-  limbs[1] = float(middle % base);
-  limbs[2] += float(middle / base);
+  const int64_t lowest = int64_t(limbs[0]) + number % kBase;
+  const int64_t middle = int64_t(limbs[1]) + lowest / kBase + number / kBase;
+  limbs[0] = float(lowest % kBase);
+  limbs[1] = float(middle % kBase);
+  limbs[2] += float(middle / kBase);
+}
+
+// A count in two numbers that float32 holds exactly.
+inline void write_digits(float* digits, int64_t number) {
+  digits[0] = float(number % kBase);
+  digits[1] = float(number / kBase);
+}
+
+inline int64_t read_digits(const float* digits) {
+  return int64_t(digits[0]) + kBase * int64_t(digits[1]);
 }
 
 // As `statistics.add_to_rows`, for one row.

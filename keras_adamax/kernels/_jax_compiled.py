@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from keras_adamax import statistics
 from keras_adamax.kernels import _compiled_library, _cpu_library
 from keras_adamax.kernels._neighbours import groups
 from keras_adamax.update_rule import Hyperparameters
@@ -50,7 +51,7 @@ def update(
     indices: Sequence[int],
     clips: bool,
 ) -> tuple[list, list, list, jax.Array]:
-    """New weights, momentums, norms; how many elements were clipped of each.
+    """New weights, momentums, norms; `digits` of what was clipped of each.
 
     The library could add to the statistics as well, as it does on TensorFlow.
     But this XLA takes a quarter more time then for a step of 160 variables than
@@ -86,7 +87,9 @@ def update(
             _cpu_library.UPDATE,
             [
                 *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in changed),
-                jax.ShapeDtypeStruct((end - start,), "int32"),
+                jax.ShapeDtypeStruct(
+                    (end - start, statistics.DIGITS), "float32"
+                ),
             ],
             input_output_aliases={first + i: i for i in range(len(changed))},
             vmap_method="sequential",
@@ -113,7 +116,7 @@ def are_finite(tensors: Sequence[jax.Array]) -> jax.Array:
     """Whether all elements of all tensors are finite, as a boolean scalar."""
     call = jax.ffi.ffi_call(
         _cpu_library.COUNT_NONFINITE,
-        jax.ShapeDtypeStruct((len(tensors),), "int32"),
+        jax.ShapeDtypeStruct((len(tensors), statistics.DIGITS), "float32"),
         vmap_method="sequential",
     )
     return jnp.all(call(*tensors) == 0)

@@ -316,10 +316,13 @@ int64_t update_chunk(const Tensors& tensors, int64_t i, int64_t, int64_t) {
       gradient = sum.data();
     }
     const int64_t first = all.rows[k] * all.width;
-    clipped += update(gradient, all.weights + first * all.weight_size,
-                      all.momentums + first * all.state_size,
-                      all.norms + first * all.state_size, 0, all.width,
-                      tensors.scalars);
+    // An update counts the elements of a block, and a row may have more.
+    for (int64_t begin = 0; begin < all.width; begin += kBlock) {
+      clipped += update(gradient, all.weights + first * all.weight_size,
+                        all.momentums + first * all.state_size,
+                        all.norms + first * all.state_size, begin,
+                        std::min(begin + kBlock, all.width), tensors.scalars);
+    }
   }
   return clipped;
 }

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+from keras_adamax import statistics
 from keras_adamax.kernels import Step, _compiled_library, _cpu_library
 from keras_adamax.kernels._neighbours import groups
 from keras_adamax.kernels._tensorflow_tensors import (
@@ -31,7 +32,6 @@ _MLIR_TYPES = {
     tf.float64: "f64",
     tf.float16: "f16",
     tf.bfloat16: "bf16",
-    tf.int32: "i32",
 }
 
 
@@ -125,7 +125,10 @@ def update(
         *results, found = _call(
             _cpu_library.UPDATE,
             [packed, exclusions, *given, *values],
-            [*values, tf.TensorSpec((end - start,), tf.int32)],
+            [
+                *values,
+                tf.TensorSpec((end - start, statistics.DIGITS), tf.float32),
+            ],
             attributes={
                 "clips": f"{int(step.clip_gradients)} : i64",
                 "indices": _array(step.indices[start:end]),
@@ -155,9 +158,9 @@ def are_finite(tensors: Sequence[Tensor]) -> Tensor:
     [found] = _call(
         _cpu_library.COUNT_NONFINITE,
         tensors,
-        [tf.TensorSpec((len(tensors),), tf.int32)],
+        [tf.TensorSpec((len(tensors), statistics.DIGITS), tf.float32)],
     )
-    return tf.reduce_all(tf.equal(found, 0))
+    return tf.reduce_all(tf.equal(found, 0.0))
 
 
 def _array(integers: Iterable[int]) -> str:

@@ -111,9 +111,10 @@ int64_t bytes_of(XLA_FFI_DataType dtype) {
 }
 
 // Does all blocks, with the threads of XLA that have nothing else to do.
-// Writes what was found of each tensor to `found`, and lets go of `shared`.
+// Writes the digits of what was found of each tensor to `found`, and lets go of
+// `shared`.
 void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
-                   int32_t* found) {
+                   float* found) {
   work_with_helpers(shared, threads_of_pool(frame), [&frame, shared] {
     XLA_FFI_ThreadPool_Schedule_Args args = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame.ctx,
@@ -121,7 +122,7 @@ void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
     return succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args));
   });
   for (int64_t i = 0; i < shared->all.count; ++i) {
-    found[i] = int32_t(shared->all.found[i]);
+    write_digits(found + kDigits * i, shared->all.found[i]);
   }
   release(shared);
 }
@@ -148,6 +149,12 @@ XLA_FFI_Error* strange_dtype(const XLA_FFI_Api* api) {
                "keras_adamax: dtypes that this handler does not have");
 }
 
+// Whether a buffer has `count` numbers in digits.
+bool are_digits(const XLA_FFI_Buffer& buffer, int64_t count) {
+  return buffer.dtype == XLA_FFI_DataType_F32 &&
+         elements(buffer) == kDigits * count;
+}
+
 // Does what XLA asks of a handler: to say what it is, or to run.
 XLA_FFI_Error* answer(const XLA_FFI_CallFrame& frame,
                       XLA_FFI_Error* (*run)(const XLA_FFI_CallFrame&)) {
@@ -164,8 +171,11 @@ XLA_FFI_Error* answer(const XLA_FFI_CallFrame& frame,
 // Counts what is not finite.
 //
 // Arguments: tensors. Result: how many of the elements of each are NaN or
-// infinite (int32).
+// infinite (digits).
 XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
+  if (!are_digits(result(frame, 0), frame.args.size)) {
+    return does_not_fit(frame.api);
+  }
   Shared* shared = make_shared(frame.args.size);
   if (!shared) return no_memory(frame.api);
   Tensors& all = shared->all;
@@ -180,7 +190,7 @@ XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
     all.sizes[i] = elements(tensor);
     all.gradients[i] = tensor.data;
   }
-  work_together(frame, shared, static_cast<int32_t*>(result(frame, 0).data));
+  work_together(frame, shared, static_cast<float*>(result(frame, 0).data));
   return nullptr;
 }
 
@@ -189,14 +199,15 @@ XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
 // Arguments: the scalars, in the order of `Scalars`; of all the optimizer's
 // variables, > 0 where one is not clipped (read where there are any); then `n`
 // gradients, weights, momentums, norms. Results: new weights, momentums, norms,
-// and how many elements of each gradient were clipped (int32). Attributes:
+// and how many elements of each gradient were clipped (digits). Attributes:
 // `clips`, whether any is clipped (int64), and `indices`, which `n` of the
 // optimizer's variables they are (array of int64).
 XLA_FFI_Error* update_variables(const XLA_FFI_CallFrame& frame) {
   const int64_t count = (frame.rets.size - 1) / 3;
   const int64_t* indices = integers(frame, "indices", count);
   const int64_t* clips = integer(frame, "clips");
-  if (!indices || !clips || frame.args.size != 2 + 4 * count) {
+  if (!indices || !clips || frame.args.size != 2 + 4 * count ||
+      !are_digits(result(frame, 3 * count), count)) {
     return does_not_fit(frame.api);
   }
   Shared* shared = make_shared(count);
@@ -231,21 +242,24 @@ XLA_FFI_Error* update_variables(const XLA_FFI_CallFrame& frame) {
         in_place(norm, result(frame, 2 * count + i), state_bytes);
   }
   work_together(frame, shared,
-                static_cast<int32_t*>(result(frame, 3 * count).data));
+                static_cast<float*>(result(frame, 3 * count).data));
   return nullptr;
 }
 
 // Adds one step to the rows of `clip_counts`, in place.
 //
 // Arguments: the rows of all the optimizer's variables; exclusions, as of the
-// update; then what updates found, int32 vectors. Result: the new rows.
-// Attributes (arrays of int64): `indices`, which of the variables the elements
-// of the vectors are of, one vector after the other, and `sizes`, how many
-// elements each of them has.
+// update; then what updates found, in digits. Result: the new rows. Attributes
+// (arrays of int64): `indices`, which of the variables these are of, one
+// argument after the other, and `sizes`, how many elements each of them has.
 XLA_FFI_Error* add_to_counts(const XLA_FFI_CallFrame& frame) {
   int64_t count = 0;
   for (int64_t i = 2; i < frame.args.size; ++i) {
-    count += elements(argument(frame, i));
+    const XLA_FFI_Buffer& found = argument(frame, i);
+    if (!are_digits(found, elements(found) / kDigits)) {
+      return does_not_fit(frame.api);
+    }
+    count += elements(found) / kDigits;
   }
   const int64_t* index = integers(frame, "indices", count);
   const int64_t* size = integers(frame, "sizes", count);
@@ -256,10 +270,11 @@ XLA_FFI_Error* add_to_counts(const XLA_FFI_CallFrame& frame) {
       rows, result(frame, 0), elements(rows) * bytes_of(rows.dtype)));
   for (int64_t i = 2; i < frame.args.size; ++i) {
     const XLA_FFI_Buffer& found = argument(frame, i);
-    for (int64_t k = 0; k < elements(found); ++k, ++index, ++size) {
+    const float* digits = static_cast<const float*>(found.data);
+    const float* end = digits + elements(found);
+    for (; digits < end; digits += kDigits, ++index, ++size) {
       if (is_excluded(exclusions, *index)) continue;
-      add_counts(counts + kRowLength * *index,
-                 static_cast<const int32_t*>(found.data)[k], *size);
+      add_counts(counts + kRowLength * *index, read_digits(digits), *size);
     }
   }
   return nullptr;

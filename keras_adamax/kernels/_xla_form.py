@@ -37,6 +37,8 @@ _SLABS = 8
 _SLABS_OF_SUMS = 16
 # A variable of this size is worth a loop, which leaves less still.
 _LARGE = 2**20
+# What no int32 counts, and JAX has no index for in a loop.
+_TOO_LARGE = 2**31
 _SLABS_OF_LARGE = 64
 _SLABS_A_TURN = 4
 # What a uint8 holds.
@@ -153,17 +155,17 @@ def parts(
         in_slabs: Whether slabs are added up (CPU), or all is reduced at once.
     """
     if not in_slabs:
-        total = ops.sum(ops.cast(predicate(*tensors), "int32"))
-        return [ops.reshape(total, (1,))]
+        return statistics.sums(ops.cast(predicate(*tensors), "int32"), 1)
     tensors = [ops.reshape(tensor, (-1,)) for tensor in tensors]
     size = tensors[0].shape[0]
     if size <= _FEW:
         return [ops.cast(predicate(*tensors), "int32")]
-    number = _SLABS if size < _LARGE else _SLABS_OF_LARGE
+    in_a_loop = _LARGE <= size < _TOO_LARGE
+    number = _SLABS_OF_LARGE if in_a_loop else _SLABS
     length = size // number
     if length > _ALIGNMENT:
         length -= length % _ALIGNMENT
-    add = _add_slabs if size < _LARGE else _add_slabs_in_a_loop
+    add = _add_slabs_in_a_loop if in_a_loop else _add_slabs
     found = _added_up(add(predicate, tensors, number, length), number)
     if number * length < size:
         rests = [tensor[number * length :] for tensor in tensors]
@@ -227,8 +229,16 @@ def _added_up(total: Tensor, largest: int) -> list[Tensor]:
     return [ops.cast(x, "int32") for x in (total, *left)]
 
 
-def totals(parts_of_all: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The sum of each entry's `parts`, as an int32 vector."""
+def totals(parts_of_all: Sequence[Sequence[Tensor]], most: int = 0) -> Tensor:
+    """The sum of each entry's `parts`.
+
+    Args:
+        parts_of_all: Entries.
+        most: How large a sum may be.
+
+    Returns:
+        An int32 vector; `statistics.digits` if that cannot hold `most`.
+    """
     lengths = [sum(x.shape[0] for x in parts) for parts in parts_of_all]
     width = max(*lengths, 1)
     row_after_row: list[Tensor] = []
@@ -237,6 +247,8 @@ def totals(parts_of_all: Sequence[Sequence[Tensor]]) -> Tensor:
         if length < width:
             row_after_row.append(ops.zeros((width - length,), "int32"))
     rows = ops.reshape(ops.concatenate(row_after_row), (-1, width))
+    if most >= _TOO_LARGE:
+        return statistics.digits_of_sums(rows)
     return ops.sum(rows, axis=1)
 
 
@@ -252,8 +264,9 @@ def are_finite(tensors: Sequence[Tensor], in_slabs: bool) -> Tensor:
     found: list[list[Tensor]] = []
     for same in of_size.values():
         # Tensors of a size are slabs to each other: fewer kernels to compile.
-        while in_slabs and len(same) >= _SLABS:
-            slabs, same = same[:_LARGEST_SUM], same[_LARGEST_SUM:]
+        rest = same
+        while in_slabs and len(rest) >= _SLABS:
+            slabs, rest = rest[:_LARGEST_SUM], rest[_LARGEST_SUM:]
             total = _sum(
                 [
                     ops.cast(is_not_finite(ops.reshape(x, (-1,))), "uint8")
@@ -261,8 +274,10 @@ def are_finite(tensors: Sequence[Tensor], in_slabs: bool) -> Tensor:
                 ]
             )
             found.append(_added_up(total, len(slabs)))
-        found += [parts(is_not_finite, [x], in_slabs) for x in same]
-    return ops.all(ops.equal(totals(found), 0))
+        found += [parts(is_not_finite, [x], in_slabs) for x in rest]
+    # One entry may be of many tensors.
+    most = sum(size * len(same) for size, same in of_size.items())
+    return ops.all(ops.equal(totals(found, most), 0))
 
 
 def _slabs(x: Tensor, number: int, length: int) -> list[Tensor]:
@@ -327,15 +342,17 @@ def next_counts(
 
     Args:
         rows: float32 tensor of shape `(n, statistics.ROW_LENGTH)`.
-        clipped: How many elements of each updated variable were clipped.
+        clipped: How many elements of each updated variable were clipped:
+            integers, or their `statistics.digits`.
         shapes: The shape of each updated variable.
         indices: Which rows are theirs.
         exclusions: As for `bounds`.
     """
     sizes = [math.prod(shape) for shape in shapes]
-    counted = ops.convert_to_tensor(sizes, dtype="int32")
+    counted = statistics.digits(sizes)
     if exclusions is not None:
-        counted = ops.where(_rows(exclusions, indices) > 0.0, 0, counted)
+        is_excluded = ops.expand_dims(_rows(exclusions, indices) > 0.0, 1)
+        counted = ops.where(is_excluded, 0.0, counted)
     updated = statistics.add_to_rows(_rows(rows, indices), clipped, counted)
     if len(indices) == rows.shape[0]:
         order = sorted(range(len(indices)), key=indices.__getitem__)

@@ -166,7 +166,11 @@ def _update_fused(
     counts = None
     if rows is not None:
         counts = _xla_form.next_counts(
-            rows, _xla_form.totals(clipped), shapes, indices, exclusions
+            rows,
+            _xla_form.totals(clipped, max(sizes)),
+            shapes,
+            indices,
+            exclusions,
         )
     weights, momentums, norms = map(list, zip(*new, strict=True))
     return weights, momentums, norms, counts

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.saved_model import save_context
 
 from keras_adamax.kernels import (
     Step,
@@ -104,9 +105,15 @@ def _is_on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
+def _may_use_library() -> bool:
+    # A SavedModel runs in processes, and on machines, that do not have the
+    # library. TensorFlow traces functions again when it saves them.
+    return _is_on_cpu() and not save_context.in_save_context()
+
+
 def _form(kernel: str, tensors: Sequence[Any]) -> str:
     """How such tensors are updated in what is traced now."""
-    if _is_on_cpu():
+    if _may_use_library():
         if _tensorflow_compiled.serves(kernel, tensors):
             return _OPERATION
         if _tensorflow_in_xla.serves(kernel, tensors):
@@ -179,7 +186,7 @@ def _compile(step: Step) -> Any:
             clip_counts.assign(
                 _xla_form.next_counts(
                     tf.convert_to_tensor(clip_counts),
-                    _xla_form.totals(clipped),
+                    _xla_form.totals(clipped, max(sizes)),
                     [weight.shape for weight in weights],
                     indices,
                     excluded,
@@ -261,7 +268,7 @@ def update_rows(step: Step) -> None:
     Elsewhere by the rule itself.
     """
     values = [gradient.values for gradient in step.gradients]
-    if _is_on_cpu() and _tensorflow_compiled.serves_rows(step, values):
+    if _may_use_library() and _tensorflow_compiled.serves_rows(step, values):
         _tensorflow_compiled.update_rows(step)
         return
     for gradient, weight in zip(step.gradients, step.weights, strict=True):
