@@ -43,9 +43,13 @@ class LogicalAttempts:
 
     @property
     def losses(self) -> int:
-        """How many attempts were lost with their worker."""
+        """How many attempts were lost with their worker.
+
+        One that nobody has said to run was never begun.
+        """
         return sum(
-            is_interrupted(a) and not was_put_back(a) for a in self.attempts
+            is_interrupted(a) and not was_put_back(a) and OWNER in a.user_attrs
+            for a in self.attempts
         )
 
     @property

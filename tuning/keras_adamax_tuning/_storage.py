@@ -7,25 +7,27 @@ opens a new database creates its tables, which several processes may do at the
 same moment: those that lose try again.
 """
 
-import contextlib
 import random
 import re
 import sqlite3
 import time
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import event
 from sqlalchemy import exc as sqlalchemy_errors
 
-from keras_adamax_tuning._errors import StorageError
+from keras_adamax_tuning import _database_errors
+from keras_adamax_tuning._errors import StorageUrlError
+from keras_adamax_tuning._patient_storage import patiently
 
-_SECONDS_TO_WAIT_FOR_A_LOCK = 60
+# Whoever waits longer is told so, and waits on.
+_SECONDS_TO_WAIT_FOR_A_LOCK = 10
+# A host that is off does not even refuse.
+_SECONDS_TO_CONNECT = 10
 _ATTEMPTS_TO_CREATE_TABLES = 12
 
 # What a database says when another process creates the same tables.
@@ -35,9 +37,8 @@ _LOST_RACE = re.compile(
     re.IGNORECASE,
 )
 
-
-class _DriverMissing(Exception):
-    """The package that speaks to the database is not installed."""
+# Databases that this process has reached: they exist, and are waited for.
+_have_answered: set[str] = set()
 
 
 def sqlite_url(path: Path) -> str:
@@ -59,11 +60,12 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
             driver is not installed.
     """
     if isinstance(storage, RDBStorage):
+        _tell_outages(storage)
         _begin_with_the_lock(storage)
         return storage
     if isinstance(storage, BaseStorage):
         if type(storage).__module__.startswith("optuna.storages._cached"):
-            raise StorageError(
+            raise StorageUrlError(
                 "`storage` must be a URL or an Optuna storage such as "
                 "RDBStorage. Received: a storage that belongs to a study. "
                 "Give its URL instead."
@@ -75,33 +77,54 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
         "",
         ":memory:",
     ):
-        raise StorageError(
+        raise StorageUrlError(
             "`storage` must be a database that several connections can open. "
             "Received: SQLite in memory. Name a file (sqlite:///search.db), or "
             "give storage=optuna.storages.InMemoryStorage()."
         )
-    if url.drivername == "postgresql":
-        # Which driver that means depends on the release of SQLAlchemy.
+    if url.drivername in ("postgresql", "postgres"):
+        # Which driver that means depends on the release of SQLAlchemy, which
+        # does not know the second name any more.
         url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() != "sqlite":
         storage = url.render_as_string(hide_password=False)
-    with translated_errors(storage):
-        _create_tables(storage)
-        opened = RDBStorage(storage, engine_kwargs=_engine_options(url))
-        # Connections end with the storage, not when the collector comes by.
-        weakref.finalize(opened, opened.engine.dispose)
-        _begin_with_the_lock(opened)
-        _check_writable(opened)
+    opened = patiently(
+        lambda: _open(storage, url), storage, known=storage in _have_answered
+    )
+    _have_answered.add(storage)
     return opened
+
+
+def expect_answer(storage: str) -> None:
+    """Says that the database has answered already, to another process."""
+    _have_answered.add(storage)
+
+
+def _open(storage: str, url: sqlalchemy.URL) -> RDBStorage:
+    _create_tables(storage)
+    opened = _make(storage, _engine_options(url))
+    # Connections end with the storage, not when the collector comes by.
+    weakref.finalize(opened, opened.engine.dispose)
+    _tell_outages(opened)
+    _begin_with_the_lock(opened)
+    _check_writable(opened)
+    return opened
+
+
+def _make(storage: str, engine_options: dict[str, Any]) -> RDBStorage:
+    # Optuna takes braces for a template of its own.
+    template = storage.replace("{", "{{").replace("}", "}}")
+    return RDBStorage(template, engine_kwargs=engine_options)
 
 
 def _create_tables(url: str) -> None:
     for attempt in range(_ATTEMPTS_TO_CREATE_TABLES):
         try:
             # Without a pool, so that a lost race leaves no connection open.
-            RDBStorage(url, engine_kwargs={"poolclass": sqlalchemy.NullPool})
+            _make(url, {"poolclass": sqlalchemy.NullPool})
             return
         except ImportError as error:
-            raise _DriverMissing() from error
+            raise _database_errors.DriverMissing() from error
         except Exception as error:
             if not _LOST_RACE.search(str(error)) or (
                 attempt + 1 == _ATTEMPTS_TO_CREATE_TABLES
@@ -117,20 +140,51 @@ def _parse(url: str) -> sqlalchemy.URL:
             f"Received: storage of type {type(url).__name__}."
         )
     try:
-        return sqlalchemy.make_url(url)
+        parsed = sqlalchemy.make_url(url)
     except (sqlalchemy_errors.ArgumentError, ValueError):
-        raise StorageError(
+        parsed = None
+    # Outside of the handler: the error in it may have the password.
+    if parsed is None:
+        raise StorageUrlError(
             "`storage` must be a database URL such as sqlite:///search.db or "
             "postgresql://user:password@host/database. Received: a text that "
             "is none (not shown, because it may hold a password)."
         ) from None
+    if parsed.host and "@" in parsed.host:
+        raise StorageUrlError(
+            "`storage` must have %40 in place of each @ in a user name or "
+            "password, and %2F in place of each /. Received: a URL with more "
+            "than one @ (not shown, because it may hold a password)."
+        ) from None
+    return parsed
 
 
 def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": _SECONDS_TO_WAIT_FOR_A_LOCK}}
     # A connection that broke while a model was trained is replaced.
-    return {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if (
+        url.drivername == "postgresql+psycopg"
+        and "connect_timeout" not in url.query
+    ):
+        options["connect_args"] = {"connect_timeout": _SECONDS_TO_CONNECT}
+    return options
+
+
+def _tell_outages(storage: RDBStorage) -> None:
+    if not event.contains(storage.engine, "handle_error", _raise_if_away):
+        event.listen(storage.engine, "handle_error", _raise_if_away)
+
+
+def _raise_if_away(context: sqlalchemy.ExceptionContext) -> None:
+    error = context.sqlalchemy_exception
+    if (
+        error is not None
+        and not context.is_pre_ping  # then SQLAlchemy connects anew
+        and _database_errors.may_pass(error)
+    ):
+        raise _database_errors.DatabaseAway(str(context.original_exception))
 
 
 def _begin_with_the_lock(storage: RDBStorage) -> None:
@@ -162,55 +216,3 @@ def _check_writable(storage: RDBStorage) -> None:
     except sqlalchemy_errors.SQLAlchemyError:
         storage.engine.dispose()
         raise
-
-
-@contextlib.contextmanager
-def translated_errors(storage: str | BaseStorage) -> Iterator[None]:
-    """Turns what a database raises into one line without credentials."""
-    try:
-        yield
-    except (
-        sqlalchemy_errors.SQLAlchemyError,
-        optuna.exceptions.StorageInternalError,
-        _DriverMissing,
-    ) as error:
-        raise StorageError(_explain(storage, error)) from None
-
-
-def _explain(storage: str | BaseStorage, error: BaseException) -> str:
-    if isinstance(storage, RDBStorage):
-        storage = storage.url
-    cause: Any = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    cause = getattr(cause, "orig", None) or cause
-    lines = str(cause).strip().splitlines()
-    said = lines[0] if lines else type(cause).__name__
-    if not isinstance(storage, str):
-        return f"The storage of the search failed: {said}."
-    url = sqlalchemy.make_url(storage)
-    if url.password:
-        said = said.replace(str(url.password), "***")
-    if url.username:
-        # A short name may be a part of any word.
-        name = rf"(?<!\w){re.escape(url.username)}(?!\w)"
-        said = re.sub(name, "***", said)
-    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
-    shown = f"{url.drivername}://{place}/{url.database or ''}"
-    if isinstance(error, (_DriverMissing, sqlalchemy_errors.NoSuchModuleError)):
-        hint = (
-            'PostgreSQL\'s comes with `pip install "keras-adamax[postgresql]"` '
-            "and a URL that begins with postgresql+psycopg://"
-            if url.get_backend_name() == "postgresql"
-            else "Install it, or use a sqlite:/// or postgresql+psycopg:// URL"
-        )
-        return f"The driver for {shown} is not installed. {hint}."
-    if "readonly" in said or "read-only" in said:
-        return (
-            f"The database {shown} is read-only ({said}). Make it writable "
-            "for this user, or choose another with `storage`."
-        )
-    return (
-        f"The database {shown} cannot be used: {said.rstrip('.')}. Check that "
-        "it exists, that it runs, and that this user may write to it."
-    )
