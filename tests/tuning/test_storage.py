@@ -11,7 +11,12 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from keras_adamax_tuning import StorageError, _heartbeat, _storage
+from keras_adamax_tuning import (
+    StorageError,
+    _heartbeat,
+    _patient_storage,
+    _storage,
+)
 
 from .oracles import make_oracle, run
 
@@ -302,22 +307,23 @@ def test_sqlite_in_memory_is_refused(url):
 
 
 def test_a_database_that_goes_away_ends_the_search_without_a_verdict(
-    postgresql_url,
+    postgresql_url, monkeypatch
 ):
+    monkeypatch.setattr(_patient_storage, "SECONDS_TO_WAIT", 1)
     oracle = make_oracle("/nowhere", storage=postgresql_url)
     trial = oracle.create_trial("x")
-    real = oracle._cached.set_trial_intermediate_value
+    real = oracle._storage.set_trial_intermediate_value
 
     def gone(*args):
         raise sqlalchemy.exc.OperationalError(
             "UPDATE", {}, Exception("server closed the connection of searcher")
         )
 
-    oracle._cached.set_trial_intermediate_value = gone
+    oracle._storage.set_trial_intermediate_value = gone
     with pytest.raises(StorageError) as raised:
         oracle.report(trial.trial_id, 1.0, 0)
     assert "searcher" not in str(raised.value)
-    oracle._cached.set_trial_intermediate_value = real
+    oracle._storage.set_trial_intermediate_value = real
     (logical,) = oracle.logical_trials()
     assert logical.state == "running"
 

@@ -148,7 +148,7 @@ def _url_of(place: str | BaseStorage) -> sqlalchemy.URL | None:
 def _sqlalchemy_error(error: BaseException) -> Any:
     """The one that Optuna or we have wrapped, or the error itself."""
     while error.__cause__ is not None and not isinstance(
-        error, sqlalchemy_errors.SQLAlchemyError
+        error, (sqlalchemy_errors.SQLAlchemyError, DatabaseAway)
     ):
         error = error.__cause__
     return error
