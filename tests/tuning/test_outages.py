@@ -170,10 +170,20 @@ class LossyProxy:
         self.lost = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = []
+        self._start(self._accept)
 
     def close(self):
+        # Closing alone would leave `accept` waiting.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
         self._listener.close()
+
+    def _start(self, function, *arguments):
+        thread = threading.Thread(target=function, args=arguments)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self):
         with contextlib.suppress(OSError):
@@ -181,10 +191,8 @@ class LossyProxy:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._port))
                 drop = threading.Event()
-                for pair in ((client, server, True), (server, client, False)):
-                    threading.Thread(
-                        target=self._pass_on, args=(*pair, drop), daemon=True
-                    ).start()
+                self._start(self._pass_on, client, server, True, drop)
+                self._start(self._pass_on, server, client, False, drop)
 
     def _pass_on(self, source, target, is_client, drop):
         with contextlib.suppress(OSError):
@@ -199,6 +207,7 @@ class LossyProxy:
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        source.close()
 
 
 def run_through_proxy(server, url, study_name, lost):

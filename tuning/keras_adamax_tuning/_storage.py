@@ -39,6 +39,9 @@ _LOST_RACE = re.compile(
 
 # Databases that this process has reached: they exist, and are waited for.
 _have_answered: set[str] = set()
+_latest_connections: weakref.WeakKeyDictionary[
+    sqlalchemy.Engine, list[float]
+] = weakref.WeakKeyDictionary()
 
 
 def sqlite_url(path: Path) -> str:
@@ -172,9 +175,25 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     return options
 
 
+def connected_at(storage: RDBStorage) -> float:
+    """When its latest connection was opened, on `time.monotonic`'s clock.
+
+    A server that was away has ended the connections from before.
+    """
+    return _latest_connections[storage.engine][0]
+
+
 def _tell_outages(storage: RDBStorage) -> None:
-    if not event.contains(storage.engine, "handle_error", _raise_if_away):
-        event.listen(storage.engine, "handle_error", _raise_if_away)
+    engine = storage.engine
+    if engine in _latest_connections:
+        return
+    latest = _latest_connections[engine] = [time.monotonic()]
+
+    def note(*_: Any) -> None:
+        latest[0] = time.monotonic()
+
+    event.listen(engine, "connect", note)
+    event.listen(engine, "handle_error", _raise_if_away)
 
 
 def _raise_if_away(context: sqlalchemy.ExceptionContext) -> None:

@@ -537,7 +537,10 @@ class OptunaOracle(keras_tuner.Oracle):
         stale = ask(0)
         if not stale:
             return []
-        watched = time.monotonic() - self._cached.answers_since
+        since = max(
+            self._cached.answers_since, _storage.connected_at(self._storage)
+        )
+        watched = time.monotonic() - since
         interval = self._storage.get_heartbeat_interval()
         if watched > interval + _SECONDS_TO_BEAT_AGAIN:
             return stale
