@@ -7,6 +7,7 @@ trained except in the command's test, so nothing depends on the backend.
 import collections
 import contextlib
 import os
+import signal
 import socket
 import sqlite3
 import threading
@@ -24,9 +25,15 @@ from keras_adamax_tuning import (
     _attempts,
     _owner,
     _patient_storage,
+    cli,
 )
 from tests.tuning.oracles import finish, make_oracle, run
-from tests.tuning.test_workers import Search, assert_same_trials, rows_of
+from tests.tuning.test_workers import (
+    Search,
+    assert_same_trials,
+    command,
+    rows_of,
+)
 from tests.tuning.test_workers import alone as alone
 
 pytestmark = pytest.mark.skipif(
@@ -335,20 +342,48 @@ def test_a_long_outage_is_an_error_of_the_database_everywhere(
 
 
 def test_a_database_that_stays_away_ends_the_command_with_its_own_code(
+    tmp_path, running_server, outage_url, monkeypatch, capfd
+):
+    monkeypatch.setattr(_patient_storage, "SECONDS_TO_WAIT", 2)
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / ".hold").touch()
+
+    def stop():
+        while not list(output.glob("trials/*/pid")):
+            time.sleep(0.05)
+        running_server.stop()
+        (output / ".hold").unlink()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    arguments = command(output, f"--storage={outage_url}", workers=1)[3:]
+    assert cli.main(arguments) == 4
+    stopper.join()
+    *_, begin, last = capfd.readouterr().err.splitlines()
+    assert "trying again for up to 2 s" in begin
+    assert last.startswith("keras-adamax-tune: error: The database ")
+    assert "It has not answered for 2 s" in last
+    # The same command goes on.
+    running_server.start()
+    assert cli.main(arguments) == 0
+    assert {row["state"] for row in rows_of(output)} == {"completed"}
+    assert "hunter2marker" not in "".join(capfd.readouterr())
+
+
+def test_a_signal_ends_the_wait_for_the_database(
     tmp_path, running_server, outage_url
 ):
     with Search(
-        tmp_path / "out", f"--storage={outage_url}", workers=2
+        tmp_path / "out", f"--storage={outage_url}", workers=1
     ) as search:
-        search.wait_for_workers(2)
+        search.wait_for_workers(1)
         running_server.stop()
         search.release()
-        assert search.finish() == 4, search.printed()
-        printed = search.printed()
-    assert "Traceback" not in printed
-    last = printed.strip().splitlines()[-1]
-    assert last.startswith("keras-adamax-tune: error: The database ")
-    assert "It has not answered for 90 s" in last
+        search.wait_until(lambda: "does not answer" in search.printed())
+        search.process.send_signal(signal.SIGTERM)
+        assert search.finish(60) == 130, search.printed()
+        assert "Traceback" not in search.printed()
 
 
 # Other storages.

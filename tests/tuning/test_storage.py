@@ -255,10 +255,11 @@ def test_a_read_only_sqlite_file(tmp_path):
     check_message(raised.value, "is read-only", "Make it writable")
 
 
-def test_the_driver_of_a_url_without_one(postgresql_url):
-    """Ours, in any release of SQLAlchemy."""
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_the_driver_of_a_url_without_one(postgresql_url, scheme):
+    """Ours, in any release of SQLAlchemy; some hosts give `postgres`."""
     opened = _storage.open_storage(
-        postgresql_url.replace("postgresql+psycopg://", "postgresql://")
+        postgresql_url.replace("postgresql+psycopg://", f"{scheme}://")
     )
     assert opened.engine.url.drivername == "postgresql+psycopg"
     assert opened.engine.url.password == "secret"
@@ -298,6 +299,13 @@ def test_a_text_that_is_no_url(url):
     with pytest.raises(StorageError) as raised:
         _storage.open_storage(url)
     check_message(raised.value, "must be a database URL")
+
+
+def test_braces_are_no_template(tmp_path):
+    folder = tmp_path / "{SCHEMA_VERSION}{a}"
+    folder.mkdir()
+    _storage.open_storage(sqlite(folder)).engine.dispose()
+    assert (folder / "study.db").exists()
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])

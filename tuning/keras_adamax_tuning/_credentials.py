@@ -15,8 +15,8 @@ MASK = "***"
 # An argument with user:password@ in it. A password ends at the last @, and a
 # mistyped URL may lack its scheme, or a part of it.
 _ARGUMENT = re.compile(
-    r"(?P<before>^(?:[\w-]+=)?(?:[A-Za-z][\w+.-]*:?/{1,3})?[^:@]*:)"
-    r"(?P<secret>.*)(?=@)",
+    r"(?P<before>^(?:[\w-]+=)?+(?:[A-Za-z][\w+.-]*:?//+)?+"
+    r"(?:[A-Za-z][\w+.-]*:/)?[^:@]*:)(?P<secret>.*)(?=@)",
     re.DOTALL,
 )
 # A URL within a text.

@@ -84,12 +84,17 @@ def reason(place: str | BaseStorage, error: BaseException) -> str:
     cause: Any = getattr(root, "orig", None) or root
     lines = str(cause).strip().splitlines()
     said = lines[0] if lines else type(cause).__name__
-    secrets = set()
+    secrets = secrets_of(place)
     url = _url_of(place)
     if url is not None:
-        secrets |= {url.username or "", str(url.password or "")}
-        secrets |= _credentials.secrets([str(_place_of(place))])
+        secrets.add(url.username or "")
     return _credentials.hide(said, secrets).rstrip(".")
+
+
+def secrets_of(place: str | BaseStorage) -> set[str]:
+    """The passwords in the URL of a database, as given and decoded."""
+    text = _place_of(place)
+    return set() if text is None else _credentials.secrets([text])
 
 
 def name_of(place: str | BaseStorage) -> str:

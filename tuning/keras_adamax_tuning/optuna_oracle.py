@@ -22,6 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 from keras_adamax._validation import check_integer
 from keras_adamax_tuning import (
     _attempts,
+    _credentials,
+    _database_errors,
     _distributions,
     _heartbeat,
     _owner,
@@ -814,6 +816,10 @@ class OptunaOracle(keras_tuner.Oracle):
                 last_line = trial.message.strip().splitlines()[-1]
                 result.setdefault("reason", last_line)
             result.setdefault("reason", "It failed without a message.")
+            # A callback may use the same database, and quote its URL.
+            secrets = _database_errors.secrets_of(self._storage)
+            for name in {"reason", "traceback"} & set(result):
+                result[name] = _credentials.hide(result[name], secrets)
         elif trial.status == PRUNED:
             state = TrialState.PRUNED
             value = self._last_report(running.attempt_id)
