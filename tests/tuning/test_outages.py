@@ -25,6 +25,7 @@ from keras_adamax_tuning import (
     _attempts,
     _owner,
     _patient_storage,
+    _storage,
     cli,
 )
 from tests.tuning.oracles import finish, make_oracle, run
@@ -159,6 +160,26 @@ def test_a_worker_that_an_outage_has_killed_is_noticed_all_the_same(
         if trial.status != "IDLE":
             break
     assert trial.trial_id == "0000-retry1"
+
+
+def test_a_database_that_has_answered_is_waited_for_at_a_start(
+    running_server, outage_url, capfd
+):
+    """A worker, or the end of a search, opens it in the midst of an outage."""
+    url = outage_url.replace("postgresql+psycopg://", "postgresql://")
+    running_server.stop()
+    with pytest.raises(StorageError):  # it may not exist
+        _storage.open_storage(url)
+    assert capfd.readouterr().err == ""
+    _storage.expect_answer(url)
+    threading.Timer(1.5, running_server.start).start()
+    _storage.open_storage(url).engine.dispose()
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[1].endswith("answers again")
+    # The second time it is known to be there.
+    away_for(running_server, 1.5)
+    _storage.open_storage(url).engine.dispose()
+    assert len(capfd.readouterr().err.splitlines()) == 2
 
 
 # An answer that is lost on its way.

@@ -26,8 +26,14 @@ from keras_adamax_tuning._patient_storage import patiently
 
 # Whoever waits longer is told so, and waits on.
 _SECONDS_TO_WAIT_FOR_A_LOCK = 10
-# A host that is off does not even refuse.
-_SECONDS_TO_CONNECT = 10
+# A host that is off does not even refuse: in the midst of a query it would be
+# waited for, for hours.
+_LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 _ATTEMPTS_TO_CREATE_TABLES = 12
 
 # What a database says when another process creates the same tables.
@@ -89,10 +95,11 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
         # Which driver that means depends on the release of SQLAlchemy, which
         # does not know the second name any more.
         url = url.set(drivername="postgresql+psycopg")
+    text = storage
     if url.get_backend_name() != "sqlite":
-        storage = url.render_as_string(hide_password=False)
+        text = url.render_as_string(hide_password=False)
     opened = patiently(
-        lambda: _open(storage, url), storage, known=storage in _have_answered
+        lambda: _open(text, url), text, known=storage in _have_answered
     )
     _have_answered.add(storage)
     return opened
@@ -167,11 +174,12 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
         return {"connect_args": {"timeout": _SECONDS_TO_WAIT_FOR_A_LOCK}}
     # A connection that broke while a model was trained is replaced.
     options: dict[str, Any] = {"pool_pre_ping": True}
-    if (
-        url.drivername == "postgresql+psycopg"
-        and "connect_timeout" not in url.query
-    ):
-        options["connect_args"] = {"connect_timeout": _SECONDS_TO_CONNECT}
+    if url.drivername == "postgresql+psycopg":
+        options["connect_args"] = {
+            name: seconds
+            for name, seconds in _LIBPQ.items()
+            if name not in url.query
+        }
     return options
 
 

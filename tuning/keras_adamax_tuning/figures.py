@@ -2,8 +2,7 @@
 
 Each function takes the trials of a search, as `OptunaOracle.logical_trials`
 gives them, and returns a `matplotlib.figure.Figure`. None of them touches
-matplotlib's global state. matplotlib is an extra:
-`pip install matplotlib`.
+matplotlib's global state. They need matplotlib: `pip install matplotlib`.
 """
 
 import functools
