@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 from keras_tuner.engine import trial as keras_tuner_trial
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from keras_adamax._validation import check_integer
@@ -528,42 +528,46 @@ class OptunaOracle(keras_tuner.Oracle):
         an interval to give new ones, and so does one that this process has
         not watched for that long.
         """
+        storage = self._storage
+        if not isinstance(storage, RDBStorage):
+            return []
 
         def ask(later: int) -> list[int]:
             return self._cached.patiently(
                 lambda: _heartbeat.stale_trial_ids(
-                    self._storage, self.study._study_id, later
+                    storage, self.study._study_id, later
                 )
             )
 
         stale = ask(0)
         if not stale:
             return []
-        since = max(
-            self._cached.answers_since, _storage.connected_at(self._storage)
-        )
+        since = max(self._cached.answers_since, _storage.connected_at(storage))
         watched = time.monotonic() - since
-        interval = self._storage.get_heartbeat_interval()
+        interval = storage.get_heartbeat_interval()
+        assert interval is not None
         if watched > interval + _SECONDS_TO_BEAT_AGAIN:
             return stale
         return ask(_SECONDS_OF_LONGEST_OUTAGE)
 
     def _warn_of_sqlite(self, attempt: FrozenTrial) -> None:
-        engine = getattr(self._storage, "engine", None)
-        if engine is None or engine.dialect.name != "sqlite":
-            return
-        if self._warned_of_sqlite:
+        storage = self._storage
+        if (
+            self._warned_of_sqlite
+            or not isinstance(storage, RDBStorage)
+            or storage.engine.dialect.name != "sqlite"
+        ):
             return
         self._warned_of_sqlite = True
-        host = attempt.user_attrs[_attempts.OWNER].get("host")
+        host = attempt.user_attrs[_attempts.OWNER].get("host", "unknown")
+        file = storage.engine.url.database
         note(
-            f"warning: another machine or container ({host or 'unknown'}) "
-            f"seems to work with the SQLite file {engine.url.database}, too. "
-            "SQLite is for one machine: on a file system that several share "
-            "the record can break, and signs of life are judged by clocks "
-            "that differ. Stop one of them, and use PostgreSQL (`storage`) "
-            "for several machines. Go on if that machine is off, or if it "
-            "is this one before a restart"
+            f"warning: another machine or container ({host}) seems to work "
+            f"with the SQLite file {file}, too. SQLite is for one machine: on "
+            "a file system that several share the record can break, and signs "
+            "of life are judged by clocks that differ. Stop one of them, and "
+            "use PostgreSQL (`storage`) for several machines. Go on if that "
+            "machine is off, or if it is this one before a restart"
         )
 
     def _take(self, attempt: FrozenTrial) -> bool:
