@@ -51,12 +51,16 @@ def check_error(error):
     assert error.__cause__ is None and error.__context__ is None
 
 
-def away_for(server, seconds):
-    """Stops the server; it is started again in a thread."""
+@contextlib.contextmanager
+def away(server, seconds=1.5):
+    """Stops the server; it is started again while the block runs."""
     server.stop()
     thread = threading.Timer(seconds, server.start)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 # A short outage.
@@ -93,16 +97,16 @@ def test_two_workers_outlive_a_restart(
 def test_every_step_outlives_a_restart(running_server, outage_url, capfd):
     oracle = make_oracle("/nowhere", storage=outage_url, max_trials=2)
     oracle.begin_search()
-    away_for(running_server, 1.5)
-    trial = oracle.create_trial("x")
-    away_for(running_server, 1.5)
-    oracle.report(trial.trial_id, 1.0, 0)
-    away_for(running_server, 1.5)
-    finish(oracle, trial)
-    away_for(running_server, 1.5)
-    assert [t.state for t in oracle.logical_trials()] == ["completed"]
-    away_for(running_server, 1.5)
-    run(oracle)
+    with away(running_server):
+        trial = oracle.create_trial("x")
+    with away(running_server):
+        oracle.report(trial.trial_id, 1.0, 0)
+    with away(running_server):
+        finish(oracle, trial)
+    with away(running_server):
+        assert [t.state for t in oracle.logical_trials()] == ["completed"]
+    with away(running_server):
+        run(oracle)
     assert [t.attempts for t in oracle.logical_trials()] == [1, 1]
     assert len(oracle.study.trials) == 2
     lines = capfd.readouterr().err.splitlines()
@@ -172,13 +176,14 @@ def test_a_database_that_has_answered_is_waited_for_at_a_start(
         _storage.open_storage(url)
     assert capfd.readouterr().err == ""
     _storage.expect_answer(url)
-    threading.Timer(1.5, running_server.start).start()
-    _storage.open_storage(url).engine.dispose()
+    running_server.start()
+    with away(running_server):
+        _storage.open_storage(url).engine.dispose()
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2 and lines[1].endswith("answers again")
     # The second time it is known to be there.
-    away_for(running_server, 1.5)
-    _storage.open_storage(url).engine.dispose()
+    with away(running_server):
+        _storage.open_storage(url).engine.dispose()
     assert len(capfd.readouterr().err.splitlines()) == 2
 
 

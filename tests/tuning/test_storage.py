@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -242,6 +243,16 @@ def test_a_file_that_is_no_database(tmp_path):
     with pytest.raises(StorageError) as raised:
         _storage.open_storage(sqlite(tmp_path))
     check_message(raised.value, "file is not a database")
+
+
+def test_a_database_of_another_release_of_optuna(tmp_path):
+    _storage.open_storage(sqlite(tmp_path)).engine.dispose()
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as file:
+        file.execute("UPDATE alembic_version SET version_num = 'v9.9.9'")
+        file.commit()
+    with pytest.raises(StorageError) as raised:
+        _storage.open_storage(sqlite(tmp_path))
+    check_message(raised.value, "another release of Optuna", "choose another")
 
 
 def test_a_read_only_sqlite_file(tmp_path):

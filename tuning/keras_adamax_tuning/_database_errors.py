@@ -36,12 +36,17 @@ class DriverMissing(Exception):
     """The package that speaks to the database is not installed."""
 
 
+class OtherRelease(Exception):
+    """The tables are those of another release of Optuna."""
+
+
 # What a call of a storage may raise when the storage is in trouble.
 RAISED = (
     sqlalchemy_errors.SQLAlchemyError,
     optuna.exceptions.StorageInternalError,
     DatabaseAway,
     DriverMissing,
+    OtherRelease,
     OSError,  # of a journal
 )
 
@@ -127,6 +132,11 @@ def explain(place: str | BaseStorage, error: BaseException) -> StorageError:
         shown = name.removeprefix("the database ")
         return StorageUrlError(
             f"The driver for {shown} is not installed. {hint}."
+        )
+    if isinstance(error, OtherRelease):
+        return StorageError(
+            f"{_capital(name)} has the tables of another release of Optuna: "
+            f"{said}. Or choose another with `storage`."
         )
     if "readonly" in said or "read-only" in said:
         return StorageError(

@@ -135,6 +135,8 @@ def _create_tables(url: str) -> None:
             return
         except ImportError as error:
             raise _database_errors.DriverMissing() from error
+        except RuntimeError as error:
+            raise _database_errors.OtherRelease() from error
         except Exception as error:
             if not _LOST_RACE.search(str(error)) or (
                 attempt + 1 == _ATTEMPTS_TO_CREATE_TABLES
