@@ -23,6 +23,7 @@ from keras_adamax_tuning import (
     OptunaTuner,
     StorageError,
     _attempts,
+    _heartbeat,
     _owner,
     _patient_storage,
     _storage,
@@ -120,7 +121,7 @@ def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
     running_server, outage_url, monkeypatch
 ):
     kwargs = dict(
-        storage=outage_url, heartbeat_interval=1, grace_period=3, max_trials=2
+        storage=outage_url, heartbeat_interval=4, grace_period=5, max_trials=2
     )
     here = make_oracle("/nowhere", **kwargs)
     elsewhere = make_oracle("/nowhere", **kwargs)
@@ -128,16 +129,27 @@ def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
         patch.setattr(_owner, "_machine", lambda: "elsewhere")
         trial = elsewhere.create_trial("elsewhere")
     _owner._running_here.clear()
+    others_have_looked = threading.Event()
+    real = elsewhere._storage.record_heartbeat
+
+    def beat_after_the_others(trial_id):
+        others_have_looked.wait(30)
+        real(trial_id)
+
+    elsewhere._storage.record_heartbeat = beat_after_the_others
     with elsewhere.heartbeat(trial.trial_id):
         finish(here, here.create_trial("here"))
         running_server.stop()
-        time.sleep(6)  # as long as two grace periods
+        time.sleep(6)  # longer than the grace period
         running_server.start()
+        stale = _heartbeat.stale_trial_ids(here._storage, here.study._study_id)
+        assert len(stale) == 1
         # One that was there, and one that comes at this moment.
         assert here.create_trial("here").status == "IDLE"
         late = make_oracle("/nowhere", **kwargs)
         assert late.create_trial("late").status == "IDLE"
-        time.sleep(2.5)
+        others_have_looked.set()
+        time.sleep(1.5)
         assert here.create_trial("here").status == "IDLE"
         finish(elsewhere, trial)
     assert here.create_trial("here").status == "STOPPED"
