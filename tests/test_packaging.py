@@ -100,6 +100,21 @@ def test_readme_has_its_commands(mark, ran):
     assert readme.index(mark) < readme.index("\n## ")
 
 
+def test_messages_name_what_can_be_installed():
+    """The package is in no registry: `pip install "name[extra]"` fails."""
+    sources = [
+        path
+        for folder in ("keras_adamax", "tuning", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(sources) > 50
+    for path in sources:
+        text = " ".join(path.read_text("utf-8").split())
+        # A text may go on in the next line.
+        text = re.sub(r"""[`"'] f?[`"']""", "", text)
+        assert not re.search(r"install [`'\"]*keras-adamax", text), path
+
+
 def test_readme_names_every_hyperparameter():
     readme = (ROOT / "README.md").read_text("utf-8")
     config = keras_adamax.AdamaxClipped().get_config()

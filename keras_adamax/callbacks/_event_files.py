@@ -63,7 +63,7 @@ class EventFile:
             raise ImportError(
                 f"`{argument}` of {owner} needs tensorboardX, which writes "
                 "event files for TensorBoard. Install it with `pip install "
-                "'keras-adamax[tensorboard]'`. Received: "
+                "tensorboardX`. Received: "
                 f"{argument}={folder!r} ({error})."
             ) from error
         self._events = event_pb2

@@ -3,7 +3,7 @@
 Each function takes `callback.records` or the path of the CSV file that a
 logger wrote, and returns a `matplotlib.figure.Figure`. None of them touches
 matplotlib's global state, so that they work without a display, in notebooks
-and in threads. matplotlib is an extra: `pip install "keras-adamax[plots]"`.
+and in threads. They need matplotlib: `pip install matplotlib`.
 
 From the command line:
 

@@ -153,7 +153,7 @@ def _figure(
             raise
         raise ImportError(
             "Plots need matplotlib, which is not installed. "
-            'Run: pip install "keras-adamax[plots]"'
+            "Run: pip install matplotlib"
         ) from error
     tables = _layouts.Tables(records)
     panels = getattr(_layouts, kind)(tables)

@@ -140,9 +140,7 @@ WRONG = {
     "other json": (["--space=dict.json"], {}, "Received: dict.json, a dict"),
     "foreign": ([], {"output": "foreign"}, "neither empty nor the folder"),
     "file": ([], {"output": "good.npz"}, "cannot be the output folder"),
-    "database": ([f"--storage={ELSEWHERE}"], {}, "Check that it exists"),
     "no url": (["--storage=here"], {}, "must be a database URL"),
-    "no place": (["--storage=sqlite:////no/a.db"], {}, "cannot be used"),
     "grid": (["--sampler=grid"], {}, "finite number of values"),
 }
 
@@ -156,6 +154,19 @@ def test_wrong_use_is_one_line(folder, capsys, case):
     assert printed.err.startswith("keras-adamax-tune: error: ")
     assert printed.err.count("\n") == 1
     assert words in printed.err
+    assert "secret" not in printed.err and "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("storage", [ELSEWHERE, "sqlite:////no/a.db"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_database_that_cannot_be_used(folder, capsys, storage, workers):
+    """It has an exit code of its own, and ends the search at once."""
+    assert run(f"--storage={storage}", f"--workers={workers}") == 4
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("keras-adamax-tune: error: The database ")
+    assert printed.err.count("\n") == 1
+    assert "Check that it exists" in printed.err
     assert "secret" not in printed.err and "Traceback" not in printed.err
 
 

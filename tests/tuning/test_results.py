@@ -150,9 +150,10 @@ class Terminal:
 def test_progress_prints_each_trial_once(tty):
     out = Terminal(tty)
     progress = Progress(4, "min", workers=1, stream=out)
+    progress.update([])
+    assert out.text.startswith("a new search of 4 trials\n")
     trials = [make_trial(0, "running")]
     progress.update(trials)
-    assert out.text.startswith("a new search of 4 trials\n")
     trials[0] = make_trial(0, score=0.5, seconds=30.0)
     trials.append(make_trial(1, "running"))
     progress.update(trials)
@@ -182,6 +183,12 @@ def test_progress_of_several_workers_and_of_a_resumed_search():
         "going on with a search: 2 of 10 done | best 1 (trial 1) | about "
         "2 min left\n"
     )
+
+
+def test_a_search_that_has_attempts_is_no_new_one():
+    out = Terminal(False)
+    Progress(10, "max", stream=out).update([make_trial(0, "running")])
+    assert out.text == "going on with a search: 0 of 10 done\n"
 
 
 @pytest.mark.parametrize(

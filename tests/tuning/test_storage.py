@@ -12,7 +12,12 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from keras_adamax_tuning import StorageError, _heartbeat, _storage
+from keras_adamax_tuning import (
+    StorageError,
+    _heartbeat,
+    _patient_storage,
+    _storage,
+)
 
 from .oracles import make_oracle, run
 
@@ -277,6 +282,16 @@ def test_a_file_that_is_no_database(tmp_path):
     check_message(raised.value, "file is not a database")
 
 
+def test_a_database_of_another_release_of_optuna(tmp_path):
+    _storage.open_storage(sqlite(tmp_path)).engine.dispose()
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as file:
+        file.execute("UPDATE alembic_version SET version_num = 'v9.9.9'")
+        file.commit()
+    with pytest.raises(StorageError) as raised:
+        _storage.open_storage(sqlite(tmp_path))
+    check_message(raised.value, "another release of Optuna", "choose another")
+
+
 def test_a_read_only_sqlite_file(tmp_path):
     oracle = make_oracle(tmp_path)
     run(oracle, limit=1)
@@ -288,10 +303,11 @@ def test_a_read_only_sqlite_file(tmp_path):
     check_message(raised.value, "is read-only", "Make it writable")
 
 
-def test_the_driver_of_a_url_without_one(postgresql_url):
-    """Ours, in any release of SQLAlchemy."""
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_the_driver_of_a_url_without_one(postgresql_url, scheme):
+    """Ours, in any release of SQLAlchemy; some hosts give `postgres`."""
     opened = _storage.open_storage(
-        postgresql_url.replace("postgresql+psycopg://", "postgresql://")
+        postgresql_url.replace("postgresql+psycopg://", f"{scheme}://")
     )
     assert opened.engine.url.drivername == "postgresql+psycopg"
     assert opened.engine.url.password == "secret"
@@ -333,6 +349,13 @@ def test_a_text_that_is_no_url(url):
     check_message(raised.value, "must be a database URL")
 
 
+def test_braces_are_no_template(tmp_path):
+    folder = tmp_path / "{SCHEMA_VERSION}{a}"
+    folder.mkdir()
+    _storage.open_storage(sqlite(folder)).engine.dispose()
+    assert (folder / "study.db").exists()
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_sqlite_in_memory_is_refused(url):
     with pytest.raises(StorageError, match="InMemoryStorage"):
@@ -340,22 +363,23 @@ def test_sqlite_in_memory_is_refused(url):
 
 
 def test_a_database_that_goes_away_ends_the_search_without_a_verdict(
-    postgresql_url,
+    postgresql_url, monkeypatch
 ):
+    monkeypatch.setattr(_patient_storage, "SECONDS_TO_WAIT", 1)
     oracle = make_oracle("/nowhere", storage=postgresql_url)
     trial = oracle.create_trial("x")
-    real = oracle._cached.set_trial_intermediate_value
+    real = oracle._storage.set_trial_intermediate_value
 
     def gone(*args):
         raise sqlalchemy.exc.OperationalError(
             "UPDATE", {}, Exception("server closed the connection of searcher")
         )
 
-    oracle._cached.set_trial_intermediate_value = gone
+    oracle._storage.set_trial_intermediate_value = gone
     with pytest.raises(StorageError) as raised:
         oracle.report(trial.trial_id, 1.0, 0)
     assert "searcher" not in str(raised.value)
-    oracle._cached.set_trial_intermediate_value = real
+    oracle._storage.set_trial_intermediate_value = real
     (logical,) = oracle.logical_trials()
     assert logical.state == "running"
 

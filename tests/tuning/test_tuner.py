@@ -460,7 +460,7 @@ def test_a_database_that_goes_away_is_not_the_trials_fault(tmp_path):
         raise optuna.exceptions.StorageInternalError("gone")
 
     tuner.oracle.study  # noqa: B018
-    tuner.oracle._cached.set_trial_intermediate_value = gone
+    tuner.oracle._storage.set_trial_intermediate_value = gone
     with pytest.raises(StorageError, match="gone"):
         search(tuner)
     resumed = search(make_tuner(tmp_path))

@@ -39,13 +39,18 @@ class LogicalAttempts:
 
     @property
     def started(self) -> list[FrozenTrial]:
-        return [a for a in self.attempts if a.state != TrialState.WAITING]
+        return [
+            a
+            for a in self.attempts
+            if a.state != TrialState.WAITING and not was_never_begun(a)
+        ]
 
     @property
     def losses(self) -> int:
         """How many attempts were lost with their worker."""
         return sum(
-            is_interrupted(a) and not was_put_back(a) for a in self.attempts
+            is_interrupted(a) and not was_put_back(a) and not was_never_begun(a)
+            for a in self.attempts
         )
 
     @property
@@ -72,6 +77,11 @@ def is_interrupted(attempt: FrozenTrial) -> bool:
 def was_put_back(attempt: FrozenTrial) -> bool:
     """Whether the user stopped it (Ctrl-C), which is no loss."""
     return bool(result_of(attempt).get("put_back"))
+
+
+def was_never_begun(attempt: FrozenTrial) -> bool:
+    """Whether it ended before a worker had said that it runs it."""
+    return attempt.state == TrialState.FAIL and OWNER not in attempt.user_attrs
 
 
 def result_of(attempt: FrozenTrial) -> dict[str, Any]:

@@ -12,5 +12,9 @@ class StorageError(RuntimeError):
     """
 
 
+class StorageUrlError(StorageError, ValueError):
+    """The URL of a database is malformed, or there is no driver for it."""
+
+
 class ConsecutiveFailuresError(RuntimeError):
     """So many trials failed one after another that the search has stopped."""

@@ -7,8 +7,11 @@ when their process is (`_owner`).
 """
 
 import threading
+from collections.abc import Callable
 
 from optuna.storages import BaseStorage, RDBStorage
+
+_SECONDS_TO_TRY_AGAIN = 1
 
 
 def prepare(storage: BaseStorage, interval: int, grace_period: int) -> None:
@@ -29,28 +32,52 @@ def beat(storage: BaseStorage, trial_id: int) -> None:
         storage.record_heartbeat(trial_id)
 
 
-def stale_trial_ids(storage: BaseStorage, study_id: int) -> list[int]:
-    """The running trials whose last beat is older than the grace period."""
+def stale_trial_ids(
+    storage: BaseStorage, study_id: int, later: int = 0
+) -> list[int]:
+    """The running trials whose last beat is older than the grace period.
+
+    Args:
+        storage: Any storage; only databases know beats.
+        study_id: Which study in it.
+        later: Seconds to add to the grace period. Defaults to `0`.
+    """
     if not isinstance(storage, RDBStorage):
         return []
-    return storage._get_stale_trial_ids(study_id)
+    before = storage.grace_period
+    assert storage.heartbeat_interval is not None
+    try:
+        storage.grace_period = later + (
+            2 * storage.heartbeat_interval if before is None else before
+        )
+        return storage._get_stale_trial_ids(study_id)
+    finally:
+        storage.grace_period = before
 
 
 class Heartbeat:
     """Beats in a thread of its own for as long as the context is open.
 
-    A beat that fails is tried again at the next interval: a database that is
-    away for a while shall not end a training. The trial itself fails where it
-    reports its next result, if the database stays away.
+    A beat that fails is tried again soon: a database that is away for a while
+    shall not end a training, and when it is back, other workers shall see at
+    once that this one lives. The trial itself fails where it reports its next
+    result, if the database stays away.
 
     Args:
         storage: The database.
         trial_id: Optuna's id of the trial.
+        on_failure: Called when a beat has failed. Defaults to nothing.
     """
 
-    def __init__(self, storage: BaseStorage, trial_id: int):
+    def __init__(
+        self,
+        storage: BaseStorage,
+        trial_id: int,
+        on_failure: Callable[[], None] = lambda: None,
+    ):
         self._storage = storage
         self._trial_id = trial_id
+        self._on_failure = on_failure
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.last_error: Exception | None = None
@@ -74,11 +101,15 @@ class Heartbeat:
     def _run(self, storage: RDBStorage) -> None:
         interval = storage.get_heartbeat_interval()
         assert interval is not None
-        while not self._stop.wait(interval):
+        pause = interval
+        while not self._stop.wait(pause):
             try:
                 storage.record_heartbeat(self._trial_id)
                 self.last_error = None
+                pause = interval
             except Exception as error:  # see the docstring of the class
                 self.last_error = error
+                self._on_failure()
+                pause = min(interval, _SECONDS_TO_TRY_AGAIN)
         # Each thread has a connection of its own, to be closed in the thread.
         storage.remove_session()

@@ -22,6 +22,7 @@ def claim() -> dict[str, Any]:
     _running_here.add(token)
     return {
         "machine": _machine(),
+        "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": start_time(os.getpid()),
         "token": token,
@@ -33,9 +34,14 @@ def release(owner: dict[str, Any]) -> None:
     _running_here.discard(owner["token"])
 
 
+def is_elsewhere(owner: dict[str, Any]) -> bool:
+    """Whether the attempt runs on another machine, or in another container."""
+    return owner["machine"] != _machine()
+
+
 def is_surely_dead(owner: dict[str, Any]) -> bool:
     """Whether that attempt runs nowhere any more, for all one can know here."""
-    if owner["machine"] != _machine():
+    if is_elsewhere(owner):
         return False
     if owner["pid"] == os.getpid() and owner["started"] == start_time(
         os.getpid()

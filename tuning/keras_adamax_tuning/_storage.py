@@ -7,25 +7,33 @@ opens a new database creates its tables, which several processes may do at the
 same moment: those that lose try again.
 """
 
-import contextlib
 import random
 import re
 import sqlite3
 import time
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import event
 from sqlalchemy import exc as sqlalchemy_errors
 
-from keras_adamax_tuning._errors import StorageError
+from keras_adamax_tuning import _database_errors
+from keras_adamax_tuning._errors import StorageUrlError
+from keras_adamax_tuning._patient_storage import patiently
 
-_SECONDS_TO_WAIT_FOR_A_LOCK = 60
+# Whoever waits longer is told so, and waits on.
+_SECONDS_TO_WAIT_FOR_A_LOCK = 10
+# A host that is off does not even refuse: in the midst of a query it would be
+# waited for, for hours.
+_LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 _ATTEMPTS_TO_CREATE_TABLES = 12
 
 # What a database answers when another process creates the same tables; not its
@@ -46,9 +54,11 @@ _LOST_RACE_NUMBERS = {1050, 1061, 1062, 1205, 1213}
 # Of SQLite: busy, locked, schema changed, constraint.
 _LOST_RACE_SQLITE = {5, 6, 17, 19}
 
-
-class _DriverMissing(Exception):
-    """The package that speaks to the database is not installed."""
+# Databases that this process has reached: they exist, and are waited for.
+_have_answered: set[str] = set()
+_latest_connections: weakref.WeakKeyDictionary[
+    sqlalchemy.Engine, list[float]
+] = weakref.WeakKeyDictionary()
 
 
 def sqlite_url(path: Path) -> str:
@@ -82,11 +92,12 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
             driver is not installed.
     """
     if isinstance(storage, RDBStorage):
+        _tell_outages(storage)
         _begin_with_the_lock(storage)
         return storage
     if isinstance(storage, BaseStorage):
         if type(storage).__module__.startswith("optuna.storages._cached"):
-            raise StorageError(
+            raise StorageUrlError(
                 "`storage` must be a URL or an Optuna storage such as "
                 "RDBStorage. Received: a storage that belongs to a study. "
                 "Give its URL instead."
@@ -98,33 +109,57 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
         "",
         ":memory:",
     ):
-        raise StorageError(
+        raise StorageUrlError(
             "`storage` must be a database that several connections can open. "
             "Received: SQLite in memory. Name a file (sqlite:///search.db), or "
             "give storage=optuna.storages.InMemoryStorage()."
         )
-    if url.drivername == "postgresql":
-        # Which driver that means depends on the release of SQLAlchemy.
+    if url.drivername in ("postgresql", "postgres"):
+        # Which driver that means depends on the release of SQLAlchemy, which
+        # does not know the second name any more.
         url = url.set(drivername="postgresql+psycopg")
-        storage = url.render_as_string(hide_password=False)
-    with translated_errors(storage):
-        _create_tables(storage)
-        opened = RDBStorage(storage, engine_kwargs=_engine_options(url))
-        # Connections end with the storage, not when the collector comes by.
-        weakref.finalize(opened, opened.engine.dispose)
-        _begin_with_the_lock(opened)
-        _check_writable(opened)
+    text = storage
+    if url.get_backend_name() != "sqlite":
+        text = url.render_as_string(hide_password=False)
+    opened = patiently(
+        lambda: _open(text, url), text, known=storage in _have_answered
+    )
+    _have_answered.add(storage)
     return opened
+
+
+def expect_answer(storage: str) -> None:
+    """Says that the database has answered already, to another process."""
+    _have_answered.add(storage)
+
+
+def _open(storage: str, url: sqlalchemy.URL) -> RDBStorage:
+    _create_tables(storage)
+    opened = _make(storage, _engine_options(url))
+    # Connections end with the storage, not when the collector comes by.
+    weakref.finalize(opened, opened.engine.dispose)
+    _tell_outages(opened)
+    _begin_with_the_lock(opened)
+    _check_writable(opened)
+    return opened
+
+
+def _make(storage: str, engine_options: dict[str, Any]) -> RDBStorage:
+    # Optuna takes braces for a template of its own.
+    template = storage.replace("{", "{{").replace("}", "}}")
+    return RDBStorage(template, engine_kwargs=engine_options)
 
 
 def _create_tables(url: str) -> None:
     for attempt in range(_ATTEMPTS_TO_CREATE_TABLES):
         try:
             # Without a pool, so that a lost race leaves no connection open.
-            RDBStorage(url, engine_kwargs={"poolclass": sqlalchemy.NullPool})
+            _make(url, {"poolclass": sqlalchemy.NullPool})
             return
         except ImportError as error:
-            raise _DriverMissing() from error
+            raise _database_errors.DriverMissing() from error
+        except RuntimeError as error:
+            raise _database_errors.OtherRelease() from error
         except Exception as error:
             if not _is_lost_race(error) or (
                 attempt + 1 == _ATTEMPTS_TO_CREATE_TABLES
@@ -157,20 +192,68 @@ def _parse(url: str) -> sqlalchemy.URL:
             f"Received: storage of type {type(url).__name__}."
         )
     try:
-        return sqlalchemy.make_url(url)
+        parsed = sqlalchemy.make_url(url)
     except (sqlalchemy_errors.ArgumentError, ValueError):
-        raise StorageError(
+        parsed = None
+    # Outside of the handler: the error in it may have the password.
+    if parsed is None:
+        raise StorageUrlError(
             "`storage` must be a database URL such as sqlite:///search.db or "
             "postgresql://user:password@host/database. Received: a text that "
             "is none (not shown, because it may hold a password)."
         ) from None
+    if parsed.host and "@" in parsed.host:
+        raise StorageUrlError(
+            "`storage` must have %40 in place of each @ in a user name or "
+            "password, and %2F in place of each /. Received: a URL with more "
+            "than one @ (not shown, because it may hold a password)."
+        ) from None
+    return parsed
 
 
 def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": _SECONDS_TO_WAIT_FOR_A_LOCK}}
     # A connection that broke while a model was trained is replaced.
-    return {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.drivername == "postgresql+psycopg":
+        options["connect_args"] = {
+            name: seconds
+            for name, seconds in _LIBPQ.items()
+            if name not in url.query
+        }
+    return options
+
+
+def connected_at(storage: RDBStorage) -> float:
+    """When its latest connection was opened, on `time.monotonic`'s clock.
+
+    A server that was away has ended the connections from before.
+    """
+    return _latest_connections[storage.engine][0]
+
+
+def _tell_outages(storage: RDBStorage) -> None:
+    engine = storage.engine
+    if engine in _latest_connections:
+        return
+    latest = _latest_connections[engine] = [time.monotonic()]
+
+    def note(*_: Any) -> None:
+        latest[0] = time.monotonic()
+
+    event.listen(engine, "connect", note)
+    event.listen(engine, "handle_error", _raise_if_away)
+
+
+def _raise_if_away(context: sqlalchemy.ExceptionContext) -> None:
+    error = context.sqlalchemy_exception
+    if (
+        error is not None
+        and not context.is_pre_ping  # then SQLAlchemy connects anew
+        and _database_errors.may_pass(error)
+    ):
+        raise _database_errors.DatabaseAway(str(context.original_exception))
 
 
 def _begin_with_the_lock(storage: RDBStorage) -> None:
@@ -202,55 +285,3 @@ def _check_writable(storage: RDBStorage) -> None:
     except sqlalchemy_errors.SQLAlchemyError:
         storage.engine.dispose()
         raise
-
-
-@contextlib.contextmanager
-def translated_errors(storage: str | BaseStorage) -> Iterator[None]:
-    """Turns what a database raises into one line without credentials."""
-    try:
-        yield
-    except (
-        sqlalchemy_errors.SQLAlchemyError,
-        optuna.exceptions.StorageInternalError,
-        _DriverMissing,
-    ) as error:
-        raise StorageError(_explain(storage, error)) from None
-
-
-def _explain(storage: str | BaseStorage, error: BaseException) -> str:
-    if isinstance(storage, RDBStorage):
-        storage = storage.url
-    cause: Any = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    cause = getattr(cause, "orig", None) or cause
-    lines = str(cause).strip().splitlines()
-    said = lines[0] if lines else type(cause).__name__
-    if not isinstance(storage, str):
-        return f"The storage of the search failed: {said}."
-    url = sqlalchemy.make_url(storage)
-    if url.password:
-        said = said.replace(str(url.password), "***")
-    if url.username:
-        # A short name may be a part of any word.
-        name = rf"(?<!\w){re.escape(url.username)}(?!\w)"
-        said = re.sub(name, "***", said)
-    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
-    shown = f"{url.drivername}://{place}/{url.database or ''}"
-    if isinstance(error, (_DriverMissing, sqlalchemy_errors.NoSuchModuleError)):
-        hint = (
-            'PostgreSQL\'s comes with `pip install "keras-adamax[postgresql]"` '
-            "and a URL that begins with postgresql+psycopg://"
-            if url.get_backend_name() == "postgresql"
-            else "Install it, or use a sqlite:/// or postgresql+psycopg:// URL"
-        )
-        return f"The driver for {shown} is not installed. {hint}."
-    if "readonly" in said or "read-only" in said:
-        return (
-            f"The database {shown} is read-only ({said}). Make it writable "
-            "for this user, or choose another with `storage`."
-        )
-    return (
-        f"The database {shown} cannot be used: {said.rstrip('.')}. Check that "
-        "it exists, that it runs, and that this user may write to it."
-    )

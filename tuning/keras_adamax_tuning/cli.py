@@ -6,15 +6,16 @@ and Keras reads its backend when it is imported.
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from keras_adamax_tuning import _credentials
+
 _PROGRAM = "keras-adamax-tune"
 _DONE, _WRONG_USE, _ALL_FAILED, _INTERRUPTED = 0, 2, 3, 130
-_WORKERS_DIED = 1
+_WORKERS_DIED, _DATABASE = 1, 4
 
 _EPILOG = """\
 exit codes:
@@ -22,6 +23,7 @@ exit codes:
   1    all workers died; the same command goes on
   2    wrong use; one line on standard error says what to do
   3    no trial completed, or too many failed one after another
+  4    the database cannot be reached or used; the same command goes on
   130  interrupted (Ctrl-C or SIGTERM); the same command goes on
 
 The same command creates a search, goes on with it after any crash, and joins
@@ -30,9 +32,12 @@ it from another process or machine.
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, without the passwords in it."""
+
+    secrets: frozenset[str] | set[str] = frozenset()
 
     def error(self, message: str) -> NoReturn:
+        message = _credentials.hide(message, self.secrets)
         self.exit(
             _WRONG_USE,
             f"{_PROGRAM}: error: {message} (--help lists the options)\n",
@@ -47,26 +52,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when the search is done, 1 if all workers died, 2 for wrong use, 3
-        if all trials failed, 130 if it was interrupted.
+        if all trials failed, 4 if the database cannot be used, 130 if it was
+        interrupted.
 
     Example:
         >>> main(["models:build_model", "--output=runs"])
         2
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    secrets = _credentials.secrets(given)
+    parser = _parser()
+    parser.secrets = secrets
     try:
-        options = _parser().parse_args(given)
+        options = parser.parse_args(given)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
         _choose_backend(options.backend)
         return _search(options)
     except KeyboardInterrupt:
-        _say("interrupted; nothing is lost. To go on, run:")
-        print(f"    {_PROGRAM} {shlex.join(given)}", file=sys.stderr)
+        shown = _credentials.join(given)
+        how = ""
+        if secrets:
+            how = (
+                f" this with the password in place of {_credentials.MASK}, or "
+                "without one and with PGPASSWORD or ~/.pgpass"
+            )
+        _say(f"interrupted; nothing is lost. To go on, run{how}:")
+        print(f"    {_PROGRAM} {shown}", file=sys.stderr)
         return _INTERRUPTED
     except (ImportError, OSError, TypeError, ValueError) as error:
-        _say(f"error: {_one_line(error)}")
+        _say(f"error: {_credentials.hide(_one_line(error), secrets)}")
         return _WRONG_USE
 
 
@@ -102,9 +118,12 @@ def _search(options: argparse.Namespace) -> int:
             tensorboard=options.tensorboard,
             heartbeat_interval=options.heartbeat_interval,
         )
-    except _errors.StorageError as error:
+    except _errors.StorageUrlError as error:
         _say(f"error: {_one_line(error)}")
         return _WRONG_USE
+    except _errors.StorageError as error:
+        _say(f"error: {_one_line(error)}")
+        return _DATABASE
     except _errors.ConsecutiveFailuresError as error:
         _say(f"error: {_one_line(error)}")
         return _ALL_FAILED
@@ -207,7 +226,7 @@ def _count(text: str) -> int:
     return number
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog=_PROGRAM,
         description="Searches the best AdamaxClipped for a model.",
@@ -339,7 +358,8 @@ def _parser() -> argparse.ArgumentParser:
         "--storage",
         metavar="URL",
         help="database, for example postgresql+psycopg://host/database "
-        "(default: SQLite in the output folder)",
+        "(default: SQLite in the output folder); a password is better in "
+        "PGPASSWORD or ~/.pgpass, because others can see command lines",
     )
     add(
         "--study-name",

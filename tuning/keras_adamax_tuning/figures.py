@@ -2,8 +2,7 @@
 
 Each function takes the trials of a search, as `OptunaOracle.logical_trials`
 gives them, and returns a `matplotlib.figure.Figure`. None of them touches
-matplotlib's global state. matplotlib is an extra:
-`pip install "keras-adamax[plots]"`.
+matplotlib's global state. They need matplotlib: `pip install matplotlib`.
 """
 
 import functools
@@ -206,6 +205,6 @@ def _drawing() -> Any:
             raise
         raise ImportError(
             "Figures need matplotlib, which is not installed. "
-            'Run: pip install "keras-adamax[plots]"'
+            "Run: pip install matplotlib"
         ) from error
     return _drawing

@@ -16,12 +16,14 @@ import numpy as np
 import optuna
 from keras_tuner.engine import trial as keras_tuner_trial
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from keras_adamax._validation import check_integer
 from keras_adamax_tuning import (
     _attempts,
+    _credentials,
+    _database_errors,
     _distributions,
     _heartbeat,
     _owner,
@@ -31,8 +33,12 @@ from keras_adamax_tuning import (
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
     SearchMismatchError,
+    StorageError,
 )
 from keras_adamax_tuning._logical_storage import LogicalStorage, filtered_study
+from keras_adamax_tuning._patient_storage import PatientStorage
+from keras_adamax_tuning._progress import note
+from keras_adamax_tuning._waiting import Waiting
 from keras_adamax_tuning.logical_trial import LogicalTrial, logical_trials
 
 TrialStatus = keras_tuner_trial.TrialStatus
@@ -41,6 +47,10 @@ PRUNED = "PRUNED"
 _IDENTITY = "keras_adamax:identity"
 _SPACE = "keras_adamax:space"
 _SECONDS_BETWEEN_LOOKS = 0.5
+# How long a beat may take that is due.
+_SECONDS_TO_BEAT_AGAIN = 1
+# Signs of life that are older are not missing because of an outage.
+_SECONDS_OF_LONGEST_OUTAGE = 600
 
 
 @dataclasses.dataclass
@@ -74,7 +84,13 @@ class OptunaOracle(keras_tuner.Oracle):
     elsewhere their heartbeat has to be older than `grace_period`, and only a
     database has heartbeats. Other Optuna storages (in memory, or a journal)
     work, in one process or in several processes of one machine, as far as
-    they support that.
+    they support that: if a trial of another machine is all that is left, and
+    it reports nothing for `grace_period`, the search ends with an error that
+    says how to give it back.
+
+    A database that does not answer is waited for, up to 90 seconds for each
+    access, and no trial counts as lost for it. A line on standard error says
+    so.
 
     Samplers are made anew for each trial from `seed` and the trial's number.
     One worker that is killed and resumed therefore makes the same proposals
@@ -206,6 +222,7 @@ class OptunaOracle(keras_tuner.Oracle):
         self._running: dict[str, _Running] = {}
         self._last_book: list[_attempts.LogicalAttempts] = []
         self._begun = False
+        self._warned_of_sqlite = False
         self._over_before: set[int] = set()
 
     # The study.
@@ -234,40 +251,40 @@ class OptunaOracle(keras_tuner.Oracle):
             argument = _storage.sqlite_url(
                 Path(self._project_dir).resolve() / "study.db"
             )
-        self._place = argument
-        # What talks to the storage; the study wraps it once more in a cache.
+        # Only beats go to it directly; all else goes through `_cached`, which
+        # has Optuna's cache in it and outlives outages.
         self._storage = _storage.open_storage(argument)
-        with self._errors():
-            _heartbeat.prepare(
-                self._storage, self.heartbeat_interval, self.grace_period
+        _heartbeat.prepare(
+            self._storage, self.heartbeat_interval, self.grace_period
+        )
+        self._cached = PatientStorage(
+            optuna.storages.get_storage(self._storage), argument
+        )
+        self._waiting = Waiting(
+            self.grace_period, _heartbeat.is_kept_by(self._storage)
+        )
+        study = optuna.create_study(
+            storage=self._cached,
+            study_name=self.study_name,
+            direction=self._direction,
+            load_if_exists=True,
+        )
+        if study.direction.name.lower() != self._direction:
+            raise SearchMismatchError(
+                f"The study {self.study_name!r} has another objective: it "
+                f"is to be {study.direction.name.lower()}d, and "
+                f"{self.objective.name!r} is to be {self._direction}d. "
+                "Choose another output folder or `study_name`."
             )
-            study = optuna.create_study(
-                storage=self._storage,
-                study_name=self.study_name,
-                direction=self._direction,
-                load_if_exists=True,
-            )
-            if study.direction.name.lower() != self._direction:
-                raise SearchMismatchError(
-                    f"The study {self.study_name!r} has another objective: it "
-                    f"is to be {study.direction.name.lower()}d, and "
-                    f"{self.objective.name!r} is to be {self._direction}d. "
-                    "Choose another output folder or `study_name`."
-                )
-            self._study = study
-            self._cached = study._storage
+        self._study = study
 
     @property
     def _direction(self) -> Literal["minimize", "maximize"]:
         return "maximize" if self.objective.direction == "max" else "minimize"
 
-    def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return _storage.translated_errors(self._place)
-
     def _read(self) -> list[FrozenTrial]:
         study_id = self.study._study_id
-        with self._errors():
-            return self._cached.get_all_trials(study_id, deepcopy=False)
+        return self._cached.get_all_trials(study_id, deepcopy=False)
 
     def _book(self) -> list[_attempts.LogicalAttempts]:
         return _attempts.read(self._read())
@@ -312,8 +329,7 @@ class OptunaOracle(keras_tuner.Oracle):
         if self.sampler == "grid":
             _distributions.grid(self.hyperparameters.space)
         study = self.study
-        with self._errors():
-            recorded = study.user_attrs.get(_IDENTITY)
+        recorded = study.user_attrs.get(_IDENTITY)
         if recorded is not None:
             self._check_identity(recorded, self.identity())
 
@@ -328,13 +344,12 @@ class OptunaOracle(keras_tuner.Oracle):
         """
         self.check_search()
         study = self.study
-        with self._errors():
-            if _IDENTITY not in study.user_attrs:
-                identity = self.identity()
-                study.set_user_attr(_IDENTITY, identity)
-                # If two processes begin at once, the later one's is compared.
-                self._check_identity(study.user_attrs[_IDENTITY], identity)
-            grown = study.user_attrs.get(_SPACE)
+        if _IDENTITY not in study.user_attrs:
+            identity = self.identity()
+            study.set_user_attr(_IDENTITY, identity)
+            # If two processes begin at once, the later one's is compared.
+            self._check_identity(study.user_attrs[_IDENTITY], identity)
+        grown = study.user_attrs.get(_SPACE)
         if grown is not None:
             self.update_space(keras_tuner.HyperParameters.from_config(grown))
         self._over_before = {
@@ -385,26 +400,30 @@ class OptunaOracle(keras_tuner.Oracle):
         if not self._begun:
             self.begin_search()
         entry = self._claim()
+        if entry == TrialStatus.IDLE:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        else:
+            self._waiting.end()
         if isinstance(entry, str):
-            if entry == TrialStatus.IDLE:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
             return keras_tuner_trial.Trial(
                 self.get_space(), trial_id="none", status=entry
             )
         owner = _owner.claim()
         attempt = entry.last
         try:
-            with self._errors():
-                self._cached.set_trial_user_attr(
-                    attempt._trial_id, _attempts.OWNER, owner
-                )
-                proposal = attempt.user_attrs.get(_attempts.PROPOSAL)
-                if proposal is None:
-                    proposal = self._propose(entry)
+            self._cached.set_trial_user_attr(
+                attempt._trial_id, _attempts.OWNER, owner
+            )
+            proposal = attempt.user_attrs.get(_attempts.PROPOSAL)
+            if proposal is None:
+                proposal = self._propose(entry)
         except UpdateFinishedTrialError:
             # This process slept for so long that another gave up on it.
             _owner.release(owner)
             return self.create_trial("")
+        except StorageError:
+            _owner.release(owner)
+            raise
         except BaseException:
             self._give_back(attempt._trial_id)
             _owner.release(owner)
@@ -452,16 +471,27 @@ class OptunaOracle(keras_tuner.Oracle):
                     return entry
             if waiting:
                 continue  # other workers were faster
-            if self._must_wait_for_owner(entries):
+            running = {
+                entry.number: entry.last
+                for entry in entries
+                if entry.last.state == TrialState.RUNNING
+            }
+            # One that has not said who runs it has died, or is about to tell.
+            # A search that goes on before its dead trial would propose
+            # something else than one that was not killed.
+            if any(
+                _attempts.OWNER not in a.user_attrs for a in running.values()
+            ):
+                self._waiting.look(running)
                 return TrialStatus.IDLE
             if len(book) < self.max_trials and self._can_propose(len(book)):
-                with self._errors():
-                    self._cached.create_new_trial(
-                        self.study._study_id,
-                        optuna.trial.create_trial(state=TrialState.WAITING),
-                    )
+                self._cached.create_new_trial(
+                    self.study._study_id,
+                    optuna.trial.create_trial(state=TrialState.WAITING),
+                )
                 continue
-            if any(e.last.state == TrialState.RUNNING for e in entries):
+            if running:
+                self._waiting.look(running)
                 return TrialStatus.IDLE
             return TrialStatus.STOPPED
 
@@ -475,17 +505,16 @@ class OptunaOracle(keras_tuner.Oracle):
         Returns:
             Whether anything was done, so that the study is to be read again.
         """
-        with self._errors():
-            ended = self._dead(trials) + _duplicates(trials, book)
-            for attempt in ended:
-                # Another worker may have done it at the same moment.
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    self._cached.set_trial_state_values(
-                        attempt._trial_id, TrialState.FAIL
-                    )
-            retries = _attempts.due_retries(book, self.max_retries)
-            for entry in retries:
-                self._add_retry(entry)
+        ended = self._dead(trials) + _duplicates(trials, book)
+        for attempt in ended:
+            # Another worker may have done it at the same moment.
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._cached.set_trial_state_values(
+                    attempt._trial_id, TrialState.FAIL
+                )
+        retries = _attempts.due_retries(book, self.max_retries)
+        for entry in retries:
+            self._add_retry(entry)
         return bool(ended or retries)
 
     def _dead(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -493,7 +522,7 @@ class OptunaOracle(keras_tuner.Oracle):
         running = [t for t in trials if t.state == TrialState.RUNNING]
         if not running:
             return []
-        stale = _heartbeat.stale_trial_ids(self._storage, self.study._study_id)
+        stale = self._stale()
         dead = []
         for attempt in running:
             owner = attempt.user_attrs.get(_attempts.OWNER)
@@ -505,18 +534,70 @@ class OptunaOracle(keras_tuner.Oracle):
                 is_dead = _owner.is_surely_dead(owner)
             if is_dead or attempt._trial_id in stale:
                 dead.append(attempt)
+            elif owner is not None and _owner.is_elsewhere(owner):
+                self._warn_of_sqlite(attempt)
         return dead
 
-    def _take(self, attempt: FrozenTrial) -> bool:
-        with self._errors():
-            # First, so that one whose worker dies at once is noticed, too.
-            _heartbeat.beat(self._storage, attempt._trial_id)
-            try:
-                return self._cached.set_trial_state_values(
-                    attempt._trial_id, TrialState.RUNNING
+    def _stale(self) -> list[int]:
+        """The attempts whose worker gives no signs of life.
+
+        After an outage of the database all signs are old. Living workers need
+        an interval to give new ones, and so does one that this process has
+        not watched for that long.
+        """
+        storage = self._storage
+        if not isinstance(storage, RDBStorage):
+            return []
+
+        def ask(later: int) -> list[int]:
+            return self._cached.patiently(
+                lambda: _heartbeat.stale_trial_ids(
+                    storage, self.study._study_id, later
                 )
-            except UpdateFinishedTrialError:
-                return False
+            )
+
+        stale = ask(0)
+        if not stale:
+            return []
+        since = max(self._cached.answers_since, _storage.connected_at(storage))
+        watched = time.monotonic() - since
+        interval = storage.get_heartbeat_interval()
+        assert interval is not None
+        if watched > interval + _SECONDS_TO_BEAT_AGAIN:
+            return stale
+        return ask(_SECONDS_OF_LONGEST_OUTAGE)
+
+    def _warn_of_sqlite(self, attempt: FrozenTrial) -> None:
+        storage = self._storage
+        if (
+            self._warned_of_sqlite
+            or not isinstance(storage, RDBStorage)
+            or storage.engine.dialect.name != "sqlite"
+        ):
+            return
+        self._warned_of_sqlite = True
+        host = attempt.user_attrs[_attempts.OWNER].get("host", "unknown")
+        file = storage.engine.url.database
+        note(
+            f"warning: another machine or container ({host}) seems to work "
+            f"with the SQLite file {file}, too. SQLite is for one machine: on "
+            "a file system that several share the record can break, and signs "
+            "of life are judged by clocks that differ. Stop one of them, and "
+            "use PostgreSQL (`storage`) for several machines. Go on if that "
+            "machine is off, or if it is this one before a restart"
+        )
+
+    def _take(self, attempt: FrozenTrial) -> bool:
+        # First, so that one whose worker dies at once is noticed, too.
+        self._cached.patiently(
+            lambda: _heartbeat.beat(self._storage, attempt._trial_id)
+        )
+        try:
+            return self._cached.set_trial_state_values(
+                attempt._trial_id, TrialState.RUNNING
+            )
+        except UpdateFinishedTrialError:
+            return False
 
     def _can_propose(self, number: int) -> bool:
         if self.sampler != "grid":
@@ -540,33 +621,16 @@ class OptunaOracle(keras_tuner.Oracle):
             if name == "fixed_params":  # of a trial that a user enqueued
                 system_attrs[name] = value
         system_attrs[_attempts.RETRY_OF] = entry.last.number
-        with self._errors():
-            self._cached.create_new_trial(
-                self.study._study_id,
-                optuna.trial.create_trial(
-                    **template, system_attrs=system_attrs
-                ),
-            )
+        self._cached.create_new_trial(
+            self.study._study_id,
+            optuna.trial.create_trial(**template, system_attrs=system_attrs),
+        )
 
     def _started_long_ago(self, attempt: FrozenTrial) -> bool:
         started = attempt.datetime_start
         assert started is not None
         age = datetime.datetime.now() - started
         return age.total_seconds() > self.grace_period
-
-    def _must_wait_for_owner(
-        self, entries: Sequence[_attempts.LogicalAttempts]
-    ) -> bool:
-        """Whether a worker died, or is about to tell who it is.
-
-        Between the two nobody can tell; a search that goes on before its dead
-        trial would propose something else than one that was not killed.
-        """
-        return any(
-            entry.last.state == TrialState.RUNNING
-            and _attempts.OWNER not in entry.last.user_attrs
-            for entry in entries
-        )
 
     def _propose(self, entry: _attempts.LogicalAttempts) -> dict[str, Any]:
         attempt = copy.deepcopy(entry.last)
@@ -651,7 +715,9 @@ class OptunaOracle(keras_tuner.Oracle):
         """A context in which a running trial gives signs of life."""
         self.study  # noqa: B018
         return _heartbeat.Heartbeat(
-            self._storage, self._running[trial_id].attempt_id
+            self._storage,
+            self._running[trial_id].attempt_id,
+            self._cached.note_failure,
         )
 
     def report(self, trial_id: str, value: float, step: int) -> bool:
@@ -669,19 +735,18 @@ class OptunaOracle(keras_tuner.Oracle):
             AttemptLost: If another worker has given up on this attempt.
         """
         running = self._running[trial_id]
-        with self._errors():
-            try:
-                self._cached.set_trial_intermediate_value(
-                    running.attempt_id, step, float(value)
-                )
-            except UpdateFinishedTrialError:
-                raise AttemptLost(trial_id) from None
-            if isinstance(self.pruner, optuna.pruners.NopPruner):
-                return False
-            attempt = copy.copy(self._cached.get_trial(running.attempt_id))
-            attempt.number = running.number
-            study = filtered_study(self._logical_study(self._book()), attempt)
-            return self.pruner.prune(study, attempt)
+        try:
+            self._cached.set_trial_intermediate_value(
+                running.attempt_id, step, float(value)
+            )
+        except UpdateFinishedTrialError:
+            raise AttemptLost(trial_id) from None
+        if isinstance(self.pruner, optuna.pruners.NopPruner):
+            return False
+        attempt = copy.copy(self._cached.get_trial(running.attempt_id))
+        attempt.number = running.number
+        study = filtered_study(self._logical_study(self._book()), attempt)
+        return self.pruner.prune(study, attempt)
 
     def record_result(self, trial_id: str, **result: Any) -> None:
         """Notes what is recorded beside the score when the trial ends."""
@@ -698,12 +763,14 @@ class OptunaOracle(keras_tuner.Oracle):
         counted against `max_retries`.
         """
         running = self._running.pop(trial_id)
-        self._give_back(running.attempt_id)
-        _owner.release(running.owner)
+        try:
+            self._give_back(running.attempt_id)
+        finally:
+            _owner.release(running.owner)
 
     def _give_back(self, attempt_id: int) -> None:
         # Another worker may have given up on it already.
-        with self._errors(), contextlib.suppress(UpdateFinishedTrialError):
+        with contextlib.suppress(UpdateFinishedTrialError):
             self._cached.set_trial_user_attr(
                 attempt_id, _attempts.RESULT, {"put_back": True}
             )
@@ -770,6 +837,10 @@ class OptunaOracle(keras_tuner.Oracle):
                 last_line = trial.message.strip().splitlines()[-1]
                 result.setdefault("reason", last_line)
             result.setdefault("reason", "It failed without a message.")
+            # A callback may use the same database, and quote its URL.
+            secrets = _database_errors.secrets_of(self._storage)
+            for name in {"reason", "traceback"} & set(result):
+                result[name] = _credentials.hide(result[name], secrets)
         elif trial.status == PRUNED:
             state = TrialState.PRUNED
             value = self._last_report(running.attempt_id)
@@ -782,8 +853,10 @@ class OptunaOracle(keras_tuner.Oracle):
             name: _to_python(v)
             for name, v in trial.hyperparameters.values.items()
         }
-        published = self._publish(running, state, value)
-        _owner.release(running.owner)
+        try:
+            published = self._publish(running, state, value)
+        finally:
+            _owner.release(running.owner)
         self._print_end(running, trial, published)
         if published and state == TrialState.FAIL:
             self._check_consecutive_failures()
@@ -797,21 +870,20 @@ class OptunaOracle(keras_tuner.Oracle):
     ) -> bool:
         """Whether this attempt, and no other process, ended its trial."""
         values = None if value is None else [value]
-        with self._errors():
-            try:
-                self._cached.set_trial_user_attr(
-                    running.attempt_id,
-                    _attempts.RESULT,
-                    _to_python(running.result),
-                )
-                if not isinstance(self.sampler, str):
-                    # Ours do not outlive a trial: they have nothing to learn.
-                    self._tell_sampler(self.sampler, running, state, values)
-                self._cached.set_trial_state_values(
-                    running.attempt_id, state, values
-                )
-            except UpdateFinishedTrialError:
-                return False
+        try:
+            self._cached.set_trial_user_attr(
+                running.attempt_id,
+                _attempts.RESULT,
+                _to_python(running.result),
+            )
+            if not isinstance(self.sampler, str):
+                # Ours do not outlive a trial: they have nothing to learn.
+                self._tell_sampler(self.sampler, running, state, values)
+            self._cached.set_trial_state_values(
+                running.attempt_id, state, values
+            )
+        except UpdateFinishedTrialError:
+            return False
         return True
 
     def _tell_sampler(
@@ -854,10 +926,9 @@ class OptunaOracle(keras_tuner.Oracle):
         before = len(self.hyperparameters.space)
         super().update_space(hyperparameters)
         if self._begun and len(self.hyperparameters.space) != before:
-            with self._errors():
-                self.study.set_user_attr(
-                    _SPACE, _distributions.to_config(self.hyperparameters)
-                )
+            self.study.set_user_attr(
+                _SPACE, _distributions.to_config(self.hyperparameters)
+            )
 
     def get_trial(self, trial_id: str) -> keras_tuner_trial.Trial:
         """The KerasTuner trial of that name, from whichever process.

@@ -51,7 +51,8 @@ class _Settings:
     seed: int | None
     executions_per_trial: int
     output: Path
-    storage: Any
+    # It may have a password in it.
+    storage: Any = dataclasses.field(repr=False)
     study_name: str
     callbacks_factory: Callable[..., Any] | None
     tensorboard: bool
@@ -160,7 +161,8 @@ def run_search(
         SearchMismatchError: If `output` holds another search or the trials
             of another study, or if the study has its trials in another
             folder; a `ValueError`, too.
-        StorageError: If the database cannot be reached or written.
+        StorageError: If the database cannot be reached or written, or does
+            not answer for 90 seconds in the midst of the search.
         ConsecutiveFailuresError: If too many trials failed in a row; the
             results so far are written.
         WorkersDiedError: If all of several workers died.
@@ -183,7 +185,7 @@ def run_search(
     if storage is not None and not isinstance(storage, str):
         raise TypeError(
             "`storage` must be the URL of a database or None. Received: "
-            f"storage={storage!r} (of type {type(storage).__name__})."
+            f"storage of type {type(storage).__name__}."
         )
     if heartbeat_interval is not None and grace_period is None:
         grace_period = 4 * check_integer(
@@ -398,6 +400,7 @@ def _work_in_processes(
     output.check_unused()
     output.look()
     del data  # the workers load their own
+    oracle.study  # noqa: B018  # a database that cannot be used ends it here
     progress = Progress(
         settings.max_trials, settings.objective.direction, workers
     )
@@ -416,6 +419,7 @@ def _work_in_processes(
 def _run_worker(settings: _Settings) -> None:
     """What a process of its own does; the parent prints."""
     quiet_optuna()
+    _storage.expect_answer(settings.storage)
     _work(settings)
 
 

@@ -219,13 +219,11 @@ class OptunaTuner(keras_tuner.Tuner):
                 self.trial_folder("").parent,
                 {"objective": objective, "space": named},
             )
-        with self.oracle._errors():
-            output.claim(self.oracle.study)
+        output.claim(self.oracle.study)
         return output
 
     def _check_folder(self, output: _identity.Folder) -> None:
-        with self.oracle._errors():
-            output.check(self.oracle.study)
+        output.check(self.oracle.study)
 
     def _run_attempt(
         self, trial: keras_tuner_trial.Trial, *args: Any, **kwargs: Any

@@ -1,0 +1,199 @@
+"""A storage that outlives short outages of its database.
+
+Every access of a search goes through here. A call that the database did not
+answer is repeated for a while, and what cannot be cured comes out as a
+`StorageError` without credentials. The answer to a commit can be lost though
+the commit was not: where a second one would do harm, the record is looked at
+before the call is repeated.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from keras_adamax_tuning import _attempts, _database_errors, _signals
+from keras_adamax_tuning._errors import StorageError
+from keras_adamax_tuning._progress import note
+
+SECONDS_TO_WAIT = 90
+_SECONDS_BETWEEN_TRIES = 1.0
+# Tells the trial that a call made from those of other workers.
+_TOKEN = "keras_adamax:token"
+
+_Result = TypeVar("_Result")
+
+
+def patiently(
+    call: Callable[[], _Result],
+    place: str | BaseStorage,
+    *,
+    again: Callable[[], _Result] | None = None,
+    known: bool = True,
+    on_failure: Callable[[], None] = lambda: None,
+) -> _Result:
+    """Calls until the database answers, and says so when that takes time.
+
+    Args:
+        call: What to do.
+        place: URL of the database, or the storage, for messages.
+        again: What to do after a failure, which may have been of the answer
+            only. Defaults to `None`, for the same.
+        known: Whether the database has answered before: one that never has is
+            waited for only if it says that it is busy. Defaults to `True`.
+        on_failure: Called after each failure.
+
+    Raises:
+        StorageError: If the database does not answer for `SECONDS_TO_WAIT`,
+            or fails in a way that no time cures.
+    """
+    end = None
+    while True:
+        try:
+            result = call()
+        except _database_errors.RAISED as error:
+            may_pass = _database_errors.may_pass(error, known)
+            failure = _database_errors.explain(place, error)
+            reason = _database_errors.reason(place, error)
+        else:
+            if end is not None:
+                note(f"{_database_errors.name_of(place)} answers again")
+            return result
+        # Outside of the handler: the error in it may have credentials.
+        on_failure()
+        if not may_pass:
+            raise failure from None
+        if end is None:
+            end = time.monotonic() + SECONDS_TO_WAIT
+            note(
+                f"{_database_errors.name_of(place)} does not answer "
+                f"({reason}); trying again for up to {SECONDS_TO_WAIT} s"
+            )
+        elif time.monotonic() > end:
+            raise StorageError(
+                f"{failure} It has not answered for {SECONDS_TO_WAIT} s; what "
+                "has ended is recorded, and the same search goes on when it "
+                "runs again."
+            ) from None
+        _pause()
+        call = again or call
+
+
+def _pause() -> None:
+    end = time.monotonic() + _SECONDS_BETWEEN_TRIES
+    while time.monotonic() < end:
+        _signals.check()
+        time.sleep(0.1)
+
+
+def _patient(name: str) -> Any:
+    """A method that may be repeated: reading, or writing what is the same."""
+
+    def method(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
+        return self.patiently(
+            lambda: getattr(self._real, name)(*args, **kwargs)
+        )
+
+    method.__name__ = name
+    return method
+
+
+class PatientStorage(BaseStorage):
+    """Repeats what the database did not answer.
+
+    Args:
+        real: The storage, with Optuna's cache around it if it has one.
+        place: URL of the database, or the storage, for messages.
+
+    Attributes:
+        answers_since: Since when, on the clock of `time.monotonic`, the
+            database has answered without a failure.
+    """
+
+    def __init__(self, real: BaseStorage, place: str | BaseStorage):
+        self._real = real
+        self._place = place
+        self.answers_since = time.monotonic()
+
+    def note_failure(self) -> None:
+        """Notes that the database did not answer, to whomever."""
+        self.answers_since = time.monotonic()
+
+    def patiently(
+        self,
+        call: Callable[[], _Result],
+        again: Callable[[], _Result] | None = None,
+    ) -> _Result:
+        """Calls until the database answers; see the function."""
+        return patiently(
+            call, self._place, again=again, on_failure=self.note_failure
+        )
+
+    create_new_study = _patient("create_new_study")
+    delete_study = _patient("delete_study")
+    set_study_user_attr = _patient("set_study_user_attr")
+    set_study_system_attr = _patient("set_study_system_attr")
+    get_study_id_from_name = _patient("get_study_id_from_name")
+    get_study_name_from_id = _patient("get_study_name_from_id")
+    get_study_directions = _patient("get_study_directions")
+    get_study_user_attrs = _patient("get_study_user_attrs")
+    get_study_system_attrs = _patient("get_study_system_attrs")
+    get_all_studies = _patient("get_all_studies")
+    set_trial_param = _patient("set_trial_param")
+    set_trial_intermediate_value = _patient("set_trial_intermediate_value")
+    set_trial_user_attr = _patient("set_trial_user_attr")
+    set_trial_system_attr = _patient("set_trial_system_attr")
+    get_trial = _patient("get_trial")
+    get_all_trials = _patient("get_all_trials")
+    get_best_trial = _patient("get_best_trial")
+    get_trial_id_from_study_id_trial_number = _patient(
+        "get_trial_id_from_study_id_trial_number"
+    )
+    remove_session = _patient("remove_session")
+
+    def create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None
+    ) -> int:
+        template = template_trial or optuna.trial.create_trial(
+            state=TrialState.RUNNING
+        )
+        token = secrets.token_hex(8)
+        template.system_attrs[_TOKEN] = token
+
+        def call() -> int:
+            return self._real.create_new_trial(study_id, template)
+
+        def again() -> int:
+            for trial in self._real.get_all_trials(study_id, deepcopy=False):
+                if trial.system_attrs.get(_TOKEN) == token:
+                    return trial._trial_id
+            return call()
+
+        return self.patiently(call, again)
+
+    def set_trial_state_values(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] | None = None,
+    ) -> bool:
+        def call() -> bool:
+            return self._real.set_trial_state_values(trial_id, state, values)
+
+        def again() -> bool:
+            trial = self._real.get_trial(trial_id)
+            if trial.state != state:
+                return call()
+            if state != TrialState.RUNNING:
+                return True
+            # This call has taken it, or another worker has. Nobody begins
+            # before it has said who it is, so that nobody loses anything.
+            if _attempts.OWNER not in trial.user_attrs:
+                self._real.set_trial_state_values(trial_id, TrialState.FAIL)
+            return False
+
+        return self.patiently(call, again)
