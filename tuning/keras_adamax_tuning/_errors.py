@@ -2,7 +2,7 @@
 
 
 class SearchMismatchError(ValueError):
-    """A study belongs to another search: another space or objective."""
+    """A study, or a folder, belongs to another search."""
 
 
 class StorageError(RuntimeError):

@@ -6,6 +6,7 @@ the heartbeats decide.
 """
 
 import os
+import socket
 import uuid
 from typing import Any
 

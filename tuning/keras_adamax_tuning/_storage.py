@@ -8,7 +8,6 @@ same moment: those that lose try again.
 """
 
 import random
-import re
 import sqlite3
 import time
 import weakref
