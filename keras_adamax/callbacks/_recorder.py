@@ -269,7 +269,8 @@ class Recorder(keras.callbacks.Callback):
             tail = self._csv.prepare()
             self._csv.forget_scalars()
             self._file_run = tail.run
-            self._check_variables(self.filename, tail.run, tail.variables)
+            if tail.run is not None:
+                self._check_variables(self.filename, tail.run, tail.variables)
         own_run = self._records.last_run
         if own_run is not None:
             self._check_variables(
@@ -281,7 +282,7 @@ class Recorder(keras.callbacks.Callback):
             self._events.open()
 
     def _check_variables(
-        self, where: str, run: int | None, recorded: Sequence[str]
+        self, where: str, run: int, recorded: Sequence[str]
     ) -> None:
         architecture = _architecture_of(self._model)
         names = [name for name, _ in architecture]
@@ -499,14 +500,15 @@ class Recorder(keras.callbacks.Callback):
                     block._replace(moment=block.moment._replace(run=new))
                 )
         self._records = Records(kept)
-        self._models, self._architectures = (
-            {
-                new: its[old]
-                for old, new in numbers.items()
-                if new is not None and old in its
-            }
-            for its in (self._models, self._architectures)
-        )
+        moved = [(o, n) for o, n in numbers.items() if n is not None]
+        self._models = {
+            new: self._models[old] for old, new in moved if old in self._models
+        }
+        self._architectures = {
+            new: self._architectures[old]
+            for old, new in moved
+            if old in self._architectures
+        }
 
     def _restore_csv(self, file: CsvFile, state: Mapping[str, Any]) -> None:
         size = state["csv_size"]

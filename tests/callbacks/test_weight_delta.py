@@ -806,6 +806,7 @@ class TestReasonsByVariable:
         optimizer.apply(zeros, variables)
         return _unchanged.reasons([optimizer], variables, False, start)
 
+    @pytest.mark.filterwarnings("ignore:Gradients do not exist")
     def test_an_excluded_variable_that_was_renamed(self):
         from keras_adamax.callbacks import _unchanged
 
