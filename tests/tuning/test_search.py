@@ -227,6 +227,39 @@ def test_a_signal_puts_the_trial_back(tmp_path, done, interrupt):
         assert mine.score == pytest.approx(other.score, rel=1e-6)
 
 
+def test_the_users_own_fit_is_searched(tmp_path):
+    given = {
+        "build_model": searched.OwnFit(),
+        "objective": "score",
+        "direction": "max",
+    }
+    result = search(tmp_path / "out", **given)
+    assert result.best_trial.score > 0
+    assert all(trial.state == "completed" for trial in result.trials)
+    # The recorders reached its `model.fit`.
+    for trial in result.trials:
+        folder = tmp_path / "out" / "trials" / f"trial_{trial.trial_id}"
+        assert (folder / "history.csv").exists()
+        assert trial.metrics["weight_delta"] > 0
+    # Another instance is the same search, and another class is not.
+    again = search(tmp_path / "out", **given | {"build_model": searched.OwnFit()})
+    assert again.trials == result.trials
+    with pytest.raises(ValueError, match="build_model.*OwnEpochs"):
+        search(
+            tmp_path / "out", **given | {"build_model": searched.OwnEpochs()}
+        )
+
+
+def test_the_users_own_fit_may_set_the_epochs(tmp_path):
+    builder = searched.OwnEpochs()
+    with pytest.raises(ValueError, match="Give epochs=None to `run_search`"):
+        search(tmp_path / "a", build_model=builder)
+    result = search(tmp_path / "b", build_model=builder, epochs=None)
+    path = next((tmp_path / "b").glob("trials/*/history.csv"))
+    assert len(path.read_text().splitlines()) == 1 + 2
+    assert result.best_trial.state == "completed"
+
+
 def test_tensorboard_gets_a_folder(tmp_path):
     search(tmp_path / "out", tensorboard=True, max_trials=1)
     assert list((tmp_path / "out" / "tensorboard").rglob("*tfevents*"))
