@@ -206,6 +206,7 @@ class OptunaOracle(keras_tuner.Oracle):
         self._running: dict[str, _Running] = {}
         self._last_book: list[_attempts.LogicalAttempts] = []
         self._begun = False
+        self._identity: dict[str, Any] | None = None
         self._over_before: set[int] = set()
 
     # The study.
@@ -302,10 +303,14 @@ class OptunaOracle(keras_tuner.Oracle):
             StorageError: If the database cannot be used.
             ValueError: If the sampler is `"grid"` and the space is not finite.
         """
-        identity = {
-            "objective": self._describe_objective(),
-            "space": _distributions.describe(self.hyperparameters.space),
-        }
+        if self._identity is None:
+            # As it is before the trials: what a `fit` declares comes later,
+            # and a search that goes on begins without it.
+            self._identity = {
+                "objective": self._describe_objective(),
+                "space": _distributions.describe(self.hyperparameters.space),
+            }
+        identity = self._identity
         if self.sampler == "grid":
             _distributions.grid(self.hyperparameters.space)
         study = self.study
