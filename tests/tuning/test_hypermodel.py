@@ -462,7 +462,9 @@ def regularized(hp):
     model = keras.Sequential(
         [
             keras.Input((3,)),
-            keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(rate)),
+            keras.layers.Dense(
+                1, kernel_regularizer=keras.regularizers.L2(rate)
+            ),
         ]
     )
     model.compile(keras.optimizers.Adam(rate), loss="mse")

@@ -178,7 +178,9 @@ def _axis(name: str, values: list[Any], declared: Any) -> Axis | None:
 
 def _few_integers(declared: Any) -> list[int]:
     """The values of an integer that has few; else nothing."""
-    low, high = (getattr(declared, f"{end}_value", None) for end in ("min", "max"))
+    low, high = (
+        getattr(declared, f"{end}_value", None) for end in ("min", "max")
+    )
     if not isinstance(low, int) or not isinstance(high, int):
         return []
     step = declared.step if "log" not in (declared.sampling or "") else 1

@@ -300,7 +300,9 @@ def importance(
     """See `figures.plot_importance`."""
     axes = axes_of(trials, space)
     completed = _scored(trials, ("completed",))
-    found = importances(_without_extremes(completed, direction), axes, direction)
+    found = importances(
+        _without_extremes(completed, direction), axes, direction
+    )
     if not found:
         figure = _figure(8, 2.5)
         _title(figure, f"Importance for {objective}")
