@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_adamax_tuning import _tensorflow
+
 # Keras counts these up from one build to the next.
 _NAMES = {"name", "build_config", "inbound_nodes", "input_layers"} | {
     "output_layers"
@@ -35,9 +37,12 @@ def warn_of_replaced(
     """
     if not _can_be_compared(model):
         return
+    candidates = _candidates(hp, model.optimizer)
+    if not candidates:
+        return
     optimizer, rest = _parts(model)
     useless = []
-    for declared in _candidates(hp, model.optimizer):
+    for declared in candidates:
         other = hp.copy()
         other.values[declared.name] = _another_value(declared, hp)
         try:
@@ -80,11 +85,13 @@ def _can_be_compared(model: keras.Model) -> bool:
 
 def _parts(model: keras.Model) -> tuple[Any, Any]:
     """The configurations of the optimizer, and of all the rest."""
-    compiled = dict(model.get_compile_config() or {})
+    with _tensorflow.not_imported():
+        compiled = dict(model.get_compile_config() or {})
+        config = model.get_config()
     optimizer = compiled.pop("optimizer", None)
     rest = (
         type(model),
-        _nameless(model.get_config()),
+        _nameless(config),
         _nameless(compiled),
         [tuple(weight.shape) for weight in model.weights],
     )
