@@ -121,7 +121,7 @@ def main() -> int:
     if ARGUMENTS.evaluate:  # this is the fresh process
         evaluate(ARGUMENTS.evaluate)
         return 0
-    SPACE.describe()
+    print(SPACE.describe())
     result = run_search(
         build_model,
         load_data,

@@ -5,6 +5,7 @@ import signal
 import time
 
 import keras
+import keras_tuner
 import numpy as np
 
 from keras_adamax_tuning import AdamaxClippedSpace
@@ -55,6 +56,29 @@ def broken_model(hp):
 
 def fails_at_length(hp):
     raise ValueError("x" * 200_000 + " is the end")
+
+
+class OwnFit(keras_tuner.HyperModel):
+    """Judges by a number that only its own `fit` computes."""
+
+    calls = 0
+
+    def build(self, hp):
+        return build_model(hp)
+
+    def fit(self, hp, model, x, y, **kwargs):
+        self.calls += 1
+        shuffle = hp.Boolean("shuffle")
+        history = model.fit(x, y, shuffle=shuffle, **kwargs)
+        return {"score": 1 / history.history["loss"][-1]}
+
+
+class OwnEpochs(keras_tuner.HyperModel):
+    def build(self, hp):
+        return build_model(hp)
+
+    def fit(self, hp, model, *args, **kwargs):
+        return model.fit(*args, epochs=2, **kwargs)
 
 
 class Trace(keras.callbacks.Callback):

@@ -216,3 +216,13 @@ def test_where_an_enqueued_trial_has_its_values(storage):
     study.enqueue_trial({"x": 1})
     assert study.trials[0].system_attrs["fixed_params"] == {"x": 1}
     assert study.trials[0].state == TrialState.WAITING
+
+
+def test_where_keras_keeps_whether_tensorflow_is_installed():
+    """_tensorflow.py."""
+    from keras.src.utils.module_utils import LazyModule, tensorflow
+
+    assert isinstance(tensorflow, LazyModule)
+    other = LazyModule("no_such_module_anywhere")
+    assert other._available is None
+    assert other.available is False and other._available is False

@@ -1,10 +1,11 @@
 import sys
 
+import keras_tuner
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from keras_adamax_tuning import figures
+from keras_adamax_tuning import AdamaxClippedSpace, _names, figures
 from keras_adamax_tuning._axes import Axis, axes_of, linear_ticks, log_ticks
 from keras_adamax_tuning._importance import importances
 from tests.tuning.synthetic import make_search, make_trial
@@ -140,6 +141,139 @@ def test_scores_that_spread_get_a_log_scale():
         trials, _ = make_search(spread=spread)
         scales.append(figures.plot_scores(trials).axes[0].get_yscale())
     assert scales == ["linear", "log"]
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+@pytest.mark.parametrize("kind", ["diverged", "early"])
+def test_bad_trials_do_not_rule_the_axis_and_are_counted(kind, direction):
+    rng = np.random.default_rng(0)
+    bad = {"diverged": [1e6, 3e8, 1e6], "early": [1.0, 1.6, 2.3]}[kind]
+    scores = [*bad, *rng.uniform(0.19, 0.21, 17)]
+    if direction == "max":
+        scores = [1 - score for score in scores]
+    trials = [
+        make_trial(i, score=s, hyperparameters={"a": i / 20})
+        for i, s in enumerate(scores)
+    ]
+    trials.append(make_trial(20, "failed", hyperparameters={"a": 0.5}))
+    for draw in (figures.plot_scores, figures.plot_hyperparameters):
+        figure = draw(trials, objective="loss", direction=direction)
+        ax = figure.axes[0]
+        low, high = ax.get_ylim()
+        good = scores[3:]
+        assert (max(good) - min(good)) / (high - low) > 0.5
+        np.testing.assert_array_equal(
+            len(lines_of(figure)["far"].get_xdata()), 3
+        )
+        words = [text.get_text() for text in figure.legends[0].get_texts()]
+        worst = bad[1] if kind == "diverged" else bad[2]
+        worst = worst if direction == "min" else 1 - worst
+        assert f"3 beyond the axis (up to {worst:.3g})" in words
+    figure = figures.plot_parallel_coordinates(trials, (), "loss", direction)
+    ends = [lines_of(figure)[f"trial:{i}"].get_ydata()[-1] for i in range(20)]
+    assert all(not 0 <= end <= 1 for end in ends[:3])
+    assert np.ptp(ends[3:]) == pytest.approx(1)
+
+
+def test_scores_that_spread_evenly_are_all_on_the_axis():
+    for spread in (0.1, 1, 4):
+        for seed in range(5):
+            trials, _ = make_search(40, spread=spread, seed=seed)
+            assert "far" not in lines_of(figures.plot_scores(trials))
+
+
+def test_categories_are_not_spread():
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("kind", ["a", "b"])
+    hp.Int("layers", 1, 3)
+    hp.Boolean("flag")
+    hp.Float("rate", 0.0, 1.0)
+    rng = np.random.default_rng(0)
+    trials = [
+        make_trial(
+            i,
+            score=i + 1.0,
+            hyperparameters={
+                one.name: one.random_sample(int(rng.integers(1 << 31)))
+                for one in hp.space
+            },
+        )
+        for i in range(20)
+    ]
+    figure = figures.plot_hyperparameters(trials, hp.space)
+    places = {
+        ax.get_xlabel(): {x for x, _ in ax.collections[0].get_offsets()}
+        for ax in figure.axes
+    }
+    assert places.pop("rate") == {t.hyperparameters["rate"] for t in trials}
+    assert places == {"kind": {0, 1}, "layers": {0, 1, 2}, "flag": {0, 1}}
+    (layers,) = [ax for ax in figure.axes if ax.get_xlabel() == "layers"]
+    labels = [label.get_text() for label in layers.get_xticklabels()]
+    assert labels == ["1", "2", "3"]
+
+
+def test_figures_show_what_the_user_typed():
+    trials, space = make_search(30)
+    for draw in list(DRAW.values())[1:]:
+        figure = draw(trials, space, objective="val_loss", direction="min")
+        texts = {text.get_text() for text in visible_texts(figure)}
+        assert {"beta_2", "clip_multiplier"} <= texts
+        assert not any("one_minus" in t or "minus_1" in t for t in texts)
+    figure = figures.plot_hyperparameters(trials, space)
+    panels = {ax.get_xlabel(): ax for ax in figure.axes}
+    beta_2 = panels["beta_2"]
+    labels = [label.get_text() for label in beta_2.get_xticklabels()]
+    assert {"0.9", "0.99", "0.999", "0.9999"} >= set(labels) > {"0.999"}
+    # Larger values of beta_2 are to the right.
+    assert beta_2.get_xlim()[0] > beta_2.get_xlim()[1]
+    labels = panels["clip_multiplier"].get_xticklabels()
+    assert {label.get_text() for label in labels} == {"1.01", "1.1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("one_minus_beta_2", 0.001, ("beta_2", 0.999)),
+        ("encoder_one_minus_beta_1", 0.25, ("encoder_beta_1", 0.75)),
+        ("clip_multiplier_minus_1", 0.2, ("clip_multiplier", 1.2)),
+        ("learning_rate", 0.1, ("learning_rate", 0.1)),
+        ("layers_minus_1", 3, ("layers_minus_1", 3)),
+        ("beta_2", "Schedule", ("beta_2", "Schedule")),
+    ],
+)
+def test_shown_names_and_values(name, value, shown):
+    assert (_names.shown_name(name), _names.shown_value(name, value)) == shown
+
+
+def test_the_names_that_a_space_records_are_all_shown_as_typed():
+    hp = keras_tuner.HyperParameters()
+    AdamaxClippedSpace(
+        clip_multiplier_schedule=["constant", "linear"],
+        beta_2_schedule=["constant", "exponential"],
+        num_steps=10,
+    ).build_optimizer(hp)
+    shown = {_names.shown_name(one.name) for one in hp.space}
+    assert not any("minus" in name for name in shown), shown
+
+
+def test_one_diverged_trial_does_not_decide_the_importance():
+    rng = np.random.default_rng(0)
+    trials = []
+    for number in range(40):
+        values = {"matters": rng.uniform(), "does_not": rng.uniform()}
+        score = 0.1 + (values["matters"] - 0.5) ** 2
+        if number == 7:
+            score, values["does_not"] = 1e9, 0.01
+        trials.append(make_trial(number, score=score, hyperparameters=values))
+    figure = figures.plot_importance(trials)
+    (ax,) = figure.axes
+    for container in ax.containers:
+        widths = [bar.get_width() for bar in container]
+        assert widths[-1] > 0.8 and len(widths) == 2
+    assert [label.get_text() for label in ax.get_yticklabels()][-1] == "matters"
+    label = ax.get_xlabel()
+    assert "The two may differ" in label and "best tenth" in label
+    assert "(4 trials here)" in label and "fewer than 100" in label
 
 
 def test_each_hyperparameter_has_the_scale_of_its_space():

@@ -8,9 +8,11 @@ from keras.optimizers import LossScaleOptimizer
 from keras_tuner.errors import FatalTypeError, FatalValueError
 
 import keras_adamax
+from keras_adamax_tuning._replaced import ReplacedOptimizerWarning
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
 from tests.support import id_of
+from tests.tuning import searched
 
 X = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -331,6 +333,188 @@ def test_what_is_given_twice(arguments, args, kwargs, name):
         hypermodel.fit(hp, model, *args, **kwargs)
 
 
+# A `fit` of the user's own
+
+
+@pytest.mark.parametrize(
+    "tuner",
+    [keras_tuner.RandomSearch, keras_tuner.Hyperband],
+    ids=lambda one: one.__name__,
+)
+def test_the_users_own_fit_is_called_by_every_tuner(tuner, tmp_path):
+    hypermodel = searched.OwnFit()
+    numbers = {"max_epochs": 2}
+    if tuner is keras_tuner.RandomSearch:
+        numbers = {"max_trials": 2}
+    search = tuner(
+        AdamaxClippedHyperModel(hypermodel),
+        objective=keras_tuner.Objective("score", "max"),
+        directory=tmp_path,
+        **numbers,
+    )
+    search.search(X, Y, verbose=0)
+    assert hypermodel.calls >= 2
+    (best,) = search.oracle.get_best_trials()
+    assert best.score == best.metrics.get_history("score")[0].value[0] > 0
+    assert "shuffle" in search.get_best_hyperparameters()[0].values
+
+
+def test_an_argument_that_the_users_own_fit_sets_too():
+    hypermodel = AdamaxClippedHyperModel(searched.OwnEpochs())
+    hp = keras_tuner.HyperParameters()
+    model = hypermodel.build(hp)
+    assert hypermodel.fit(hp, model, X, Y, verbose=0).epoch == [0, 1]
+    with pytest.raises(
+        FatalValueError, match=r"`epochs` must be given once.*OwnEpochs.fit"
+    ):
+        hypermodel.fit(hp, model, X, Y, verbose=0, epochs=3)
+
+
+# Hyperparameters of an optimizer that is replaced
+
+
+def from_the_guide(hp):
+    """As in keras.io's "Getting started with KerasTuner"."""
+    model = keras.Sequential([keras.Input((3,))])
+    for i in range(hp.Int("num_layers", 1, 2)):
+        model.add(keras.layers.Dense(hp.Int(f"units_{i}", 4, 8, step=4)))
+    if hp.Boolean("dropout"):
+        model.add(keras.layers.Dropout(rate=0.25))
+    model.add(keras.layers.Dense(1))
+    rate = hp.Float("lr", min_value=1e-4, max_value=1e-2, sampling="log")
+    model.compile(keras.optimizers.Adam(learning_rate=rate), loss="mse")
+    return model
+
+
+def with_optimizer(optimizer, **compile_arguments):
+    def build_model(hp):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile(optimizer(hp), **({"loss": "mse"} | compile_arguments))
+        return model
+
+    return build_model
+
+
+def rate_of_a_schedule(hp):
+    rate = hp.Float("lr", 1e-4, 1e-2, default=1e-3)
+    return keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(rate, 9))
+
+
+@pytest.mark.parametrize(
+    ("build_model", "names"),
+    [
+        (from_the_guide, ["lr"]),
+        (with_optimizer(rate_of_a_schedule), ["lr"]),
+        (
+            with_optimizer(
+                lambda hp: keras.optimizers.Adam(10 ** hp.Float("log", -4, -1))
+            ),
+            ["log"],
+        ),
+        (
+            with_optimizer(
+                lambda hp: keras.optimizers.SGD(
+                    hp.Choice("rate", [1e-2, 1e-3]),
+                    momentum=hp.Float("momentum", 0.0, 0.9),
+                    nesterov=hp.Boolean("nesterov"),
+                )
+            ),
+            ["rate", "momentum", "nesterov"],
+        ),
+        (
+            with_optimizer(lambda hp: hp.Choice("kind", ["sgd", "adam"])),
+            ["kind"],
+        ),
+        (
+            with_optimizer(
+                lambda hp: LossScaleOptimizer(
+                    keras.optimizers.Adam(hp.Float("lr", 1e-4, 1e-2))
+                )
+            ),
+            ["lr"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_hyperparameter_of_the_replaced_optimizer_warns_once(
+    build_model, names
+):
+    hypermodel = AdamaxClippedHyperModel(build_model)
+    hp = keras_tuner.HyperParameters()
+    words = ", ".join(map(repr, names))
+    with pytest.warns(ReplacedOptimizerWarning, match=words) as caught:
+        hypermodel.build(hp)
+        hypermodel.build(hp)
+    (one,) = [w for w in caught if w.category is ReplacedOptimizerWarning]
+    assert "AdamaxClippedSpace(learning_rate=" in str(one.message)
+
+
+def used_twice(hp):
+    rate = hp.Float("rate", 0.1, 0.5)
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dropout(rate), keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.Adam(rate), loss="mse")
+    return model
+
+
+def regularized(hp):
+    rate = hp.Float("rate", 1e-4, 1e-2)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(
+                1, kernel_regularizer=keras.regularizers.L2(rate)
+            ),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(rate), loss="mse")
+    return model
+
+
+def in_the_loss(hp):
+    rate = hp.Float("rate", 1e-4, 1e-2)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(
+        keras.optimizers.Adam(rate),
+        loss=lambda y, p: rate * keras.ops.mean((y - p) ** 2),
+    )
+    return model
+
+
+def equal_by_chance(hp):
+    hp.Float("unused", 0.0, 1.0, default=0.9)
+    return dense(hp, optimizer=keras.optimizers.Adam(0.5), loss="mse")
+
+
+def fails_elsewhere(hp):
+    rate = hp.Choice("rate", [0.1, -1.0])
+    if rate < 0:
+        raise ValueError("negative")
+    return dense(hp, optimizer=keras.optimizers.Adam(rate), loss="mse")
+
+
+@pytest.mark.parametrize(
+    "build_model",
+    [compiled, used_twice, regularized, in_the_loss, equal_by_chance]
+    + [fails_elsewhere],
+)
+def test_a_hyperparameter_with_an_effect_does_not_warn(build_model):
+    # Warnings are errors in these tests.
+    build(build_model)
+
+
+def test_a_builder_without_an_optimizer_is_called_once():
+    calls = []
+
+    def build_model(hp):
+        calls.append(1)
+        return compiled(hp)
+
+    build(build_model)
+    assert len(calls) == 1
+
+
 # Spaces
 
 
@@ -353,10 +537,11 @@ def test_a_hypermodel_that_is_not_tunable():
     "arguments, error, message",
     [
         ((3,), TypeError, "`build_model` must be a function"),
+        ((keras_tuner.HyperModel,), TypeError, r"Give an instance of it"),
         (
-            (keras_tuner.HyperModel(),),
+            (searched.OwnFit().build,),
             TypeError,
-            "Of a hypermodel, give its method",
+            r"never be called. Give OwnFit\(\)",
         ),
         ((compiled, 3), TypeError, "`space` must be an AdamaxClippedSpace"),
         ((compiled, None, 0), ValueError, "batch_size=0"),

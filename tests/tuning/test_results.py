@@ -121,6 +121,26 @@ def test_table_shows_the_best_and_what_varied():
     assert max(map(len, long.splitlines())) < 150
 
 
+def test_table_shows_what_the_user_typed():
+    trials = [
+        make_trial(
+            number,
+            score=1.0,
+            hyperparameters={
+                "one_minus_beta_2": distance,
+                "clip_multiplier_minus_1": 0.25,
+            },
+        )
+        for number, distance in enumerate([1.3e-4, 0.01])
+    ]
+    trials.append(make_trial(2, score=2.0))
+    cells = [
+        line.split() for line in results.table(trials, "v", "min").splitlines()
+    ]
+    assert ["beta_2", "0.99987", "0.99", "-"] in cells
+    assert ["clip_multiplier", "1.25", "1.25", "-"] in cells
+
+
 def test_best_of_is_the_first_of_equal_scores():
     trials = [make_trial(i, score=s) for i, s in enumerate([2, 1, 1, 3, 3])]
     trials += [make_trial(5, "pruned", 0.0), make_trial(6, "running")]

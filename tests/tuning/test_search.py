@@ -1,7 +1,11 @@
 import csv
 import json
+import os
 import signal
+import subprocess
+import sys
 import wsgiref.util
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +18,7 @@ from keras_adamax_tuning._data import as_data, load_npz
 from keras_adamax_tuning.results import write_trials
 from tests.tuning import searched
 
+ROOT = Path(__file__).parent.parent.parent
 ARGUMENTS = {
     "space": searched.SPACE,
     "max_trials": 3,
@@ -227,6 +232,86 @@ def test_a_signal_puts_the_trial_back(tmp_path, done, interrupt):
     for mine, other in zip(resumed.trials, done.trials[:2], strict=True):
         assert mine.hyperparameters == other.hyperparameters
         assert mine.score == pytest.approx(other.score, rel=1e-6)
+
+
+def test_the_users_own_fit_is_searched(tmp_path):
+    given = {
+        "build_model": searched.OwnFit(),
+        "objective": "score",
+        "direction": "max",
+    }
+    result = search(tmp_path / "out", **given)
+    assert result.best_trial.score > 0
+    assert all(trial.state == "completed" for trial in result.trials)
+    # The recorders reached its `model.fit`.
+    for trial in result.trials:
+        folder = tmp_path / "out" / "trials" / f"trial_{trial.trial_id}"
+        assert (folder / "history.csv").exists()
+        assert trial.metrics["weight_delta"] > 0
+    # Another instance is the same search, and another class is not.
+    again = search(
+        tmp_path / "out", **given | {"build_model": searched.OwnFit()}
+    )
+    assert again.trials == result.trials
+    with pytest.raises(ValueError, match="build_model.*OwnEpochs"):
+        search(
+            tmp_path / "out", **given | {"build_model": searched.OwnEpochs()}
+        )
+
+
+def test_the_users_own_fit_may_set_the_epochs(tmp_path):
+    builder = searched.OwnEpochs()
+    with pytest.raises(ValueError, match="Give epochs=None to `run_search`"):
+        search(tmp_path / "a", build_model=builder)
+    result = search(tmp_path / "b", build_model=builder, epochs=None)
+    path = next((tmp_path / "b").glob("trials/*/history.csv"))
+    assert len(path.read_text().splitlines()) == 1 + 2
+    assert result.best_trial.state == "completed"
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="TensorFlow is used there"
+)
+def test_no_trial_waits_for_the_import_of_tensorflow(tmp_path):
+    pytest.importorskip("tensorflow")
+    script = f"""
+import sys
+from tests.tuning import searched
+from keras_adamax_tuning import run_search
+
+def callbacks(trial, hp, folder):
+    assert "tensorflow" not in sys.modules
+    return []
+
+run_search(
+    searched.build_model, searched.load_data, space=searched.SPACE,
+    max_trials=1, epochs=1, callbacks_factory=callbacks, verbose=False,
+    output={str(tmp_path / "out")!r},
+)
+import keras
+import tensorflow as tf
+
+# Keras finds it afterwards, and seeds it where it is imported.
+layer = keras.layers.StringLookup(vocabulary=["a"])
+keras.utils.set_random_seed(1)
+first = float(tf.random.uniform(()))
+keras.utils.set_random_seed(1)
+assert float(tf.random.uniform(())) == first
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tuning'}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out" / "trials.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["state"] == "completed", row["reason"]
 
 
 def test_tensorboard_gets_a_folder(tmp_path):

@@ -7,6 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from keras_adamax_tuning import _names
+
+# Integers with no more values than this are categories.
+_FEW = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -26,6 +31,16 @@ class Axis:
     low: float = 0.0
     high: float = 0.0
 
+    @property
+    def label(self) -> str:
+        """The name as the user gives it."""
+        return _names.shown_name(self.name)
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether the user's value falls while the record's rises."""
+        return self.kind != "choice" and _names.is_reversed(self.name)
+
     def position(self, value: Any) -> float:
         """Where `value` stands on the axis: a choice at its number."""
         if self.kind == "choice":
@@ -33,11 +48,12 @@ class Axis:
         return float(value)
 
     def fraction(self, value: Any) -> float:
-        """The position as a fraction of the axis, on its scale."""
+        """The position as a fraction of the axis, on the user's scale."""
         low, high, here = self.low, self.high, self.position(value)
         if self.kind == "log":
             low, high, here = math.log(low), math.log(high), math.log(here)
-        return (here - low) / (high - low) if high > low else 0.5
+        share = (here - low) / (high - low) if high > low else 0.5
+        return 1 - share if self.is_reversed else share
 
     def ticks(self, at_most: int) -> tuple[list[float], list[str]]:
         """Round positions and their labels, no more than `at_most`."""
@@ -45,12 +61,15 @@ class Axis:
             step = -(-len(self.choices) // at_most)
             chosen = range(0, len(self.choices), step)
             return list(map(float, chosen)), [
-                shorten(str(self.choices[index])) for index in chosen
+                shorten(str(_names.shown_value(self.name, self.choices[index])))
+                for index in chosen
             ]
         values = (log_ticks if self.kind == "log" else linear_ticks)(
             self.low, self.high, at_most
         )
-        return values, [f"{value:g}" for value in values]
+        return values, [
+            f"{_names.shown_value(self.name, value):g}" for value in values
+        ]
 
 
 def shorten(text: str, length: int = 14) -> str:
@@ -143,7 +162,10 @@ def _axis(name: str, values: list[Any], declared: Any) -> Axis | None:
     if numeric and declared is None:
         low, high = min(choices), max(choices)
         return _range_axis(name, low, high, low > 0 and high / low > 30)
-    if numeric and declared is not None and hasattr(declared, "min_value"):
+    few = _few_integers(declared)
+    if few:
+        choices = sorted({*few, *choices})
+    elif numeric and declared is not None and hasattr(declared, "min_value"):
         low = min(declared.min_value, *choices)
         high = max(declared.max_value, *choices)
         return _range_axis(name, low, high, "log" in (declared.sampling or ""))
@@ -152,6 +174,18 @@ def _axis(name: str, values: list[Any], declared: Any) -> Axis | None:
     if numeric:
         choices.sort()
     return Axis(name, "choice", tuple(choices), 0.0, len(choices) - 1.0)
+
+
+def _few_integers(declared: Any) -> list[int]:
+    """The values of an integer that has few; else nothing."""
+    low, high = (
+        getattr(declared, f"{end}_value", None) for end in ("min", "max")
+    )
+    if not isinstance(low, int) or not isinstance(high, int):
+        return []
+    step = declared.step if "log" not in (declared.sampling or "") else 1
+    values = range(low, high + 1, step or 1)
+    return list(values) if len(values) <= _FEW else []
 
 
 def _range_axis(name: str, low: float, high: float, log: bool) -> Axis | None:

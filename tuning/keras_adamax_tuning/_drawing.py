@@ -5,6 +5,7 @@ artist: `pyplot` is global, so not for threads, and a user's dark style must
 not make black on black.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -46,6 +47,9 @@ _EVALUATORS = {
 }
 # Scores that spread over more than this factor get a log scale.
 _WIDE = 20.0
+# Scores beyond this many times the distance from the best one to the end of
+# the best third are marked at the edge.
+_FAR = 10.0
 
 
 def scores(trials: Sequence[Any], objective: str, direction: str) -> Figure:
@@ -58,14 +62,21 @@ def scores(trials: Sequence[Any], objective: str, direction: str) -> Figure:
     failed = [trial for trial in trials if trial.state == "failed"]
     if not known and not failed:
         return _say(ax, "No trial has ended yet.")
-    strip = _score_axis(ax, known, direction, bool(failed))
-    completed = [trial for trial in known if trial.state == "completed"]
-    pruned = [trial for trial in known if trial.state == "pruned"]
+    near, far = _near_and_far(known, direction)
+    strip = _score_axis(ax, near, direction, bool(failed or far))
+    completed = [trial for trial in near if trial.state == "completed"]
+    pruned = [trial for trial in near if trial.state == "pruned"]
     if completed:
-        _line_of_the_best(ax, completed, trials, direction)
+        _line_of_the_best(
+            ax,
+            [trial for trial in known if trial.state == "completed"],
+            trials,
+            direction,
+        )
     _points(ax, completed, lambda trial: trial.number, _BLUE, "o", "completed")
     _points(ax, pruned, lambda trial: trial.number, _GREEN, "s", "pruned")
     _flags(ax, failed, lambda trial: trial.number, strip)
+    _far_flags(ax, far, lambda trial: trial.number, strip, direction)
     best = best_of(trials, direction)
     if best is not None:
         ax.plot(
@@ -112,35 +123,44 @@ def hyperparameters(
     last = max(trial.number for trial in (*known, *failed)) or 1
     for ax in grid.flat:
         _prepare(ax)
+    near, far = _near_and_far(known, direction)
     # One call, because the panels share their y axis.
-    strip = _score_axis(grid[0, 0], known, direction, bool(failed))
+    strip = _score_axis(grid[0, 0], near, direction, bool(failed or far))
     for place, axis in enumerate(axes):
         ax = grid[place // columns, place % columns]
         for state, marker in (("completed", "o"), ("pruned", "s")):
             here = [
                 trial
-                for trial in known
+                for trial in near
                 if trial.state == state and axis.name in trial.hyperparameters
             ]
             ax.scatter(
-                [_spread(axis, trial) for trial in here],
+                [_place(axis, trial) for trial in here],
                 [trial.score for trial in here],
                 c=[_RANKS(trial.number / last) for trial in here],
                 marker=marker,
                 s=20,
                 linewidths=0.5,
                 edgecolors="black",
+                alpha=0.75,
                 zorder=3,
             )
+        _far_flags(
+            ax,
+            [t for t in far if axis.name in t.hyperparameters],
+            lambda trial, axis=axis: _place(axis, trial),
+            strip,
+            direction,
+        )
         _flags(
             ax,
             [t for t in failed if axis.name in t.hyperparameters],
-            lambda trial, axis=axis: _spread(axis, trial),
+            lambda trial, axis=axis: _place(axis, trial),
             strip,
         )
         if best is not None and axis.name in best.hyperparameters:
             ax.plot(
-                [_spread(axis, best)],
+                [_place(axis, best)],
                 [best.score],
                 ls="",
                 marker="*",
@@ -152,7 +172,7 @@ def hyperparameters(
             )
         _value_axis(ax, axis)
         used = sum(axis.name in t.hyperparameters for t in (*known, *failed))
-        name = shorten(axis.name, 34)
+        name = shorten(axis.label, 34)
         if used < len(known) + len(failed):
             name += f"\n(only in {used} trials)"
         ax.set_xlabel(name, fontsize=_TEXT, color="black")
@@ -166,6 +186,10 @@ def hyperparameters(
         handles.append(_key("s", _RANKS(0.5), "pruned"))
     if failed:
         handles.append(_key("x", _ORANGE, "failed"))
+    if far:
+        handles.append(
+            _key(_far_marker(direction), "black", _far_label(far, direction))
+        )
     if best is not None:
         handles.append(_key("*", _RED, f"best (trial {best.number})", 10))
     _legend(figure, handles=handles)
@@ -184,7 +208,9 @@ def parallel_coordinates(
     if not axes or not completed:
         figure = _figure(8, 2.5)
         return _say(figure.subplots(), _nothing(axes))
-    scale = _score_scale(completed, objective)
+    near, far = _near_and_far(completed, direction)
+    outside = {trial.number for trial in far}
+    scale = _score_scale(near, objective)
     figure = _figure(max(6.0, 1.05 * len(axes) + 2.2), 5.2)
     ax = figure.subplots()
     ax.set_facecolor("white")
@@ -204,7 +230,11 @@ def parallel_coordinates(
             else -0.15
             for axis in axes
         ]
-        heights.append(scale.fraction(trial.score))
+        # A far one ends just beyond the axis.
+        beyond = 1.04 if direction == "min" else -0.04
+        heights.append(
+            beyond if trial.number in outside else scale.fraction(trial.score)
+        )
         is_best = trial is ordered[-1]
         ax.plot(
             range(len(axes) + 1),
@@ -233,12 +263,12 @@ def parallel_coordinates(
             color=_GREY,
         )
     ax.set_xlim(-0.25, len(axes) + 0.75)
-    ax.set_ylim(bottom, 1.04)
+    ax.set_ylim(bottom, 1.06)
     ax.set_yticks([])
     ax.xaxis.tick_top()
     ax.set_xticks(
         range(len(axes) + 1),
-        [*(shorten(axis.name, 30) for axis in axes), objective],
+        [*(shorten(axis.label, 30) for axis in axes), objective],
         rotation=32,
         ha="left",
         rotation_mode="anchor",
@@ -255,6 +285,8 @@ def parallel_coordinates(
             "", _RED, f"best (trial {ordered[-1].number})", line=True, width=2.4
         ),
     ]
+    if far:
+        handles.append(_key("", "white", _far_label(far, direction)))
     _legend(figure, handles=handles)
     return figure
 
@@ -268,7 +300,9 @@ def importance(
     """See `figures.plot_importance`."""
     axes = axes_of(trials, space)
     completed = _scored(trials, ("completed",))
-    found = importances(completed, axes, direction)
+    found = importances(
+        _without_extremes(completed, direction), axes, direction
+    )
     if not found:
         figure = _figure(8, 2.5)
         _title(figure, f"Importance for {objective}")
@@ -286,7 +320,8 @@ def importance(
         )
     main = next(iter(found.values()))
     names = sorted(main, key=lambda name: main[name])
-    figure = _figure(8, 0.32 * len(names) + 1.7)
+    labels = {axis.name: axis.label for axis in axes}
+    figure = _figure(8, 0.32 * len(names) + 2.2)
     ax = figure.subplots()
     _prepare(ax)
     looks: tuple[dict[str, Any], ...] = (
@@ -312,20 +347,32 @@ def importance(
     ax.grid(axis="x", color="0.9", lw=0.6, zorder=0)
     ax.set_yticks(
         range(len(names)),
-        [shorten(name, 38) for name in names],
+        [shorten(labels[name], 38) for name in names],
         fontsize=_TEXT,
         parse_math=False,
     )
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.set_xlim(left=0)
-    ax.set_xlabel(
+    words = (
         f"share of importance for {objective} (sum 1), "
-        f"{len(completed)} completed trials",
-        fontsize=_TEXT,
+        f"{len(completed)} completed trials"
     )
+    if len(found) > 1:
+        words += f"\n{_explanation(len(completed))}"
+    ax.set_xlabel(words, fontsize=_TEXT)
     _title(figure, f"Importance for {objective}")
     _legend(figure, ax)
     return figure
+
+
+def _explanation(completed: int) -> str:
+    tenth = completed // 10
+    return (
+        "The two may differ: fANOVA says what explains all scores, bad ones "
+        "included,\nPED-ANOVA what the best tenth have in common "
+        f"({tenth} trial{'s' * (tenth > 1)} here).\n"
+        "With fewer than 100 completed trials, take both as a hint."
+    )
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -390,6 +437,47 @@ def _score_scale(trials: Sequence[Any], objective: str) -> Axis:
     return Axis(objective, kind, (), min(values), max(values))
 
 
+def _near_and_far(
+    trials: Sequence[Any], direction: str
+) -> tuple[list[Any], list[Any]]:
+    """The trials that the score axis is for, and those far beyond.
+
+    A diverged trial's 1e6 would make one line of all good trials. The best
+    third says how far the good ones lie from one another.
+    """
+    if not trials:
+        return [], []
+    sign = 1 if direction == "min" else -1
+    log = _is_wide([trial.score for trial in trials])
+
+    def badness(trial: Any) -> float:
+        return sign * (math.log10(trial.score) if log else trial.score)
+
+    ordered = sorted(map(badness, trials))
+    best, third = ordered[0], ordered[(len(ordered) - 1) // 3]
+    # Of equal scores, the next one.
+    third = next((one for one in ordered if one >= third > best), third)
+    limit = best + _FAR * (third - best)
+    if limit == best:
+        return list(trials), []
+    return (
+        [trial for trial in trials if badness(trial) <= limit],
+        [trial for trial in trials if badness(trial) > limit],
+    )
+
+
+def _without_extremes(trials: Sequence[Any], direction: str) -> list[Any]:
+    """The far ones as bad as the worst near one.
+
+    fANOVA explains the variance, of which one score of 1e6 is all.
+    """
+    near, far = _near_and_far(trials, direction)
+    if not far:
+        return near
+    worst = (max if direction == "min" else min)(t.score for t in near)
+    return near + [dataclasses.replace(t, score=worst) for t in far]
+
+
 def _score_axis(
     ax: Axes, trials: Sequence[Any], direction: str, failed: bool
 ) -> float:
@@ -446,23 +534,16 @@ def _value_axis(ax: Axes, axis: Axis) -> None:
         labels = [shorten(label, room) for label in labels]
     ax.set_xticks(ticks, labels, fontsize=_SMALL, parse_math=False)
     ax.xaxis.set_minor_locator(NullLocator())
+    if axis.is_reversed:
+        ax.invert_xaxis()
 
 
-def _spread(axis: Axis, trial: Any) -> float:
-    """The position; points of one choice side by side."""
-    here = axis.position(trial.hyperparameters[axis.name])
-    if axis.kind == "choice":
-        here += 0.5 * ((trial.number * 0.618034) % 1 - 0.5)
-    return here
+def _place(axis: Axis, trial: Any) -> float:
+    return axis.position(trial.hyperparameters[axis.name])
 
 
 def _height(axis: Axis, trial: Any) -> float:
-    """The height on its axis; lines of one choice not upon one another."""
-    height = _fraction(axis, trial.hyperparameters[axis.name])
-    if axis.kind == "choice":
-        room = 0.5 / len(axis.choices)
-        height += room * ((trial.number * 0.618034) % 1 - 0.5)
-    return height
+    return _fraction(axis, trial.hyperparameters[axis.name])
 
 
 def _fraction(axis: Axis, value: Any) -> float:
@@ -556,6 +637,38 @@ def _flags(ax: Axes, trials: Sequence[Any], place: Any, strip: float) -> None:
         )
 
 
+def _far_flags(
+    ax: Axes, trials: Sequence[Any], place: Any, strip: float, direction: str
+) -> None:
+    """Trials whose score is beyond the axis, at its edge."""
+    if trials:
+        inward = -0.25 * _STRIP if direction == "min" else 0.25 * _STRIP
+        ax.plot(
+            [place(trial) for trial in trials],
+            [strip + inward] * len(trials),
+            transform=ax.get_xaxis_transform(),
+            ls="",
+            marker=_far_marker(direction),
+            ms=5,
+            color="black",
+            zorder=3,
+            label=_far_label(trials, direction),
+            gid="far",
+        )
+
+
+def _far_marker(direction: str) -> str:
+    return "^" if direction == "min" else "v"
+
+
+def _far_label(trials: Sequence[Any], direction: str) -> str:
+    worst = max if direction == "min" else min
+    return (
+        f"{len(trials)} beyond the axis "
+        f"(up to {worst(trial.score for trial in trials):.3g})"
+    )
+
+
 def _key(
     marker: str,
     color: Any,
@@ -586,7 +699,8 @@ def _legend(
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=len(handles),
+        # More have no room side by side.
+        ncols=len(handles) if len(handles) < 6 else 3,
         frameon=False,
         fontsize=_TEXT,
         labelcolor="black",

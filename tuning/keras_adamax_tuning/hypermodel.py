@@ -1,5 +1,6 @@
 """`AdamaxClippedHyperModel`: any model, optimized by what a search proposes."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras_tuner
 from keras.optimizers import LossScaleOptimizer
 from keras_tuner.errors import FatalTypeError, FatalValueError
 
+from keras_adamax_tuning import _replaced
 from keras_adamax_tuning._parameters import Parameter
 from keras_adamax_tuning._ranges import Argument
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
@@ -34,6 +36,9 @@ _FIT_ARGUMENTS = {
     ),
 }
 
+# How Python says that `fit(epochs=3, **kwargs)` has `epochs` in `kwargs`, too.
+_GIVEN_TWICE = re.compile("got multiple values for .*argument '(?P<name>\\w+)'")
+
 
 class AdamaxClippedHyperModel(keras_tuner.HyperModel):
     """A model builder whose models get an `AdamaxClipped` out of a space.
@@ -51,7 +56,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
     Args:
         build_model: Function that takes `hp`, a `keras_tuner.HyperParameters`,
             and returns a built `keras.Model`, compiled or not. It may declare
-            hyperparameters of its own.
+            hyperparameters of its own. Or a `keras_tuner.HyperModel`, whose
+            own `fit` then trains the models.
         space: The `AdamaxClippedSpace` of the optimizer. Defaults to `None`,
             which is `AdamaxClippedSpace()`.
         batch_size: What `fit` gets: an integer, or what is searched, as in
@@ -96,7 +102,7 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
 
     def __init__(
         self,
-        build_model: Callable[[Any], keras.Model],
+        build_model: Callable[[Any], keras.Model] | keras_tuner.HyperModel,
         space: AdamaxClippedSpace | None = None,
         batch_size: Any = None,
         epochs: Any = None,
@@ -104,13 +110,7 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
         name: str | None = None,
         tunable: bool = True,
     ):
-        if not callable(build_model):
-            raise TypeError(
-                "`build_model` must be a function of `hp` that returns a "
-                f"keras.Model. Received: build_model={build_model!r} (of type "
-                f"{type(build_model).__name__}). Of a hypermodel, give its "
-                "method `build`."
-            )
+        self._hypermodel = _as_hypermodel(build_model)
         if space is None:
             space = AdamaxClippedSpace()
         if not isinstance(space, AdamaxClippedSpace):
@@ -118,7 +118,7 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
                 "`space` must be an AdamaxClippedSpace or None. Received: "
                 f"space={space!r} (of type {type(space).__name__})."
             )
-        self.build_model = build_model
+        self.build_model = self._hypermodel.build
         self.space = space
         given = {"batch_size": batch_size, "epochs": epochs}
         self._fit_parameters = {
@@ -126,7 +126,21 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             for name, (argument, _) in _FIT_ARGUMENTS.items()
         }
         self._compile_arguments = _check_compile_arguments(compile_arguments)
+        self._is_checked = False
         super().__init__(name=name, tunable=tunable)
+
+    @property
+    def has_own_fit(self) -> bool:
+        """Whether the user's hypermodel has a method `fit` of its own."""
+        return type(self._hypermodel).fit is not keras_tuner.HyperModel.fit
+
+    def declare_hyperparameters(self, hp: Any) -> None:
+        """Declares what the user's hypermodel declares without building.
+
+        Args:
+            hp: The `keras_tuner.HyperParameters` of the search.
+        """
+        self._hypermodel.declare_hyperparameters(hp)
 
     def build(self, hp: Any) -> keras.Model:
         """Builds the model of a trial, with its optimizer.
@@ -148,6 +162,9 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
         """
         model = self.build_model(hp)
         _check_model(model)
+        if not self._is_checked:
+            self._is_checked = True
+            _replaced.warn_of_replaced(self.build_model, hp, model)
         optimizer = self.space.build_optimizer(hp)
         self._fit_arguments(hp)
         if model.compiled:
@@ -184,14 +201,16 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             hp: The `keras_tuner.HyperParameters` of the trial.
             model: What `build` returned.
             *args: Positional arguments of `keras.Model.fit`.
-            **kwargs: Keyword arguments of `keras.Model.fit`.
+            **kwargs: Keyword arguments of `keras.Model.fit`. The user's own
+                `fit` must hand on `callbacks`.
 
         Returns:
-            What `keras.Model.fit` returns.
+            What `keras.Model.fit`, or the user's own `fit`, returns.
 
         Raises:
             keras_tuner.errors.FatalValueError: If `batch_size` or `epochs` is
-                in the hypermodel and among the arguments.
+                in the hypermodel and among the arguments, or if the user's own
+                `fit` sets an argument that is among them, too.
         """
         arguments = self._fit_arguments(hp)
         for name in arguments:
@@ -201,7 +220,23 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
                     "hypermodel and in the call of `search`. Leave it out of "
                     "one of them. (Hyperband gives `epochs` itself.)"
                 )
-        return model.fit(*args, **arguments, **kwargs)
+        arguments |= kwargs
+        if not self.has_own_fit:
+            return model.fit(*args, **arguments)
+        try:
+            return self._hypermodel.fit(hp, model, *args, **arguments)
+        except TypeError as error:
+            twice = _GIVEN_TWICE.search(str(error))
+            if twice is None or twice["name"] not in arguments:
+                raise
+            name = twice["name"]
+            raise FatalValueError(
+                f"`{name}` must be given once. Received: "
+                f"{name}={arguments[name]!r} from the search, and {name} in "
+                f"{type(self._hypermodel).__qualname__}.fit. Give {name}=None "
+                f"to `run_search` or leave it out of `search`, or take {name} "
+                "out of that `fit`."
+            ) from error
 
     def _fit_arguments(self, hp: Any) -> dict[str, int]:
         arguments = {
@@ -209,6 +244,44 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             for name, parameter in self._fit_parameters.items()
         }
         return {k: v for k, v in arguments.items() if v is not None}
+
+
+def _as_hypermodel(given: Any) -> keras_tuner.HyperModel:
+    """The user's hypermodel, or one around a function."""
+    if isinstance(given, keras_tuner.HyperModel):
+        return given
+    if isinstance(given, type) and issubclass(given, keras_tuner.HyperModel):
+        raise TypeError(
+            "`build_model` must be a function of `hp` or a HyperModel. "
+            f"Received: the class {given.__qualname__}. Give an instance of "
+            f"it: {given.__qualname__}()."
+        )
+    if not callable(given):
+        raise TypeError(
+            "`build_model` must be a function of `hp` that returns a "
+            f"keras.Model, or a HyperModel. Received: build_model={given!r} "
+            f"(of type {type(given).__name__})."
+        )
+    owner = getattr(given, "__self__", None)
+    if (
+        isinstance(owner, keras_tuner.HyperModel)
+        and type(owner).fit is not keras_tuner.HyperModel.fit
+    ):
+        name = type(owner).__qualname__
+        raise TypeError(
+            "`build_model` must be the hypermodel itself where it has a `fit` "
+            f"of its own. Received: the method `build` of a {name}, whose "
+            f"`fit` would never be called. Give {name}()."
+        )
+    return _Builder(given)
+
+
+class _Builder(keras_tuner.HyperModel):
+    """A function as a hypermodel."""
+
+    def __init__(self, build_model: Callable[[Any], keras.Model]):
+        super().__init__()
+        self.build = build_model
 
 
 def replace_optimizer(model: keras.Model, optimizer: Any) -> None:

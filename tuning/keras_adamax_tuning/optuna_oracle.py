@@ -223,6 +223,7 @@ class OptunaOracle(keras_tuner.Oracle):
         self._last_book: list[_attempts.LogicalAttempts] = []
         self._begun = False
         self._warned_of_sqlite = False
+        self._identity: dict[str, Any] | None = None
         self._over_before: set[int] = set()
 
     # The study.
@@ -312,10 +313,14 @@ class OptunaOracle(keras_tuner.Oracle):
 
     def identity(self) -> dict[str, Any]:
         """What the study of this search is compared by."""
-        return {
-            "objective": self._describe_objective(),
-            "space": _distributions.describe(self.hyperparameters.space),
-        }
+        if self._identity is None:
+            # As it is before the trials: what a `fit` declares comes later,
+            # and a search that goes on begins without it.
+            self._identity = {
+                "objective": self._describe_objective(),
+                "space": _distributions.describe(self.hyperparameters.space),
+            }
+        return self._identity
 
     def check_search(self) -> None:
         """Compares the search with the record, and writes nothing.

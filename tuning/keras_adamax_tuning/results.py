@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_adamax import AdamaxClipped, _atomic_files
+from keras_adamax_tuning import _names
 from keras_adamax_tuning._progress import best_of, duration
 
 # Recorded beside the score by the callbacks that are on by default.
@@ -118,7 +119,10 @@ def table(
         }
         if len(values) > 1:
             rows.append(
-                [name, *(_cell(t.hyperparameters.get(name)) for t in shown)]
+                [
+                    _names.shown_name(name),
+                    *(_shown(name, t.hyperparameters.get(name)) for t in shown),
+                ]
             )
     for name in _METRICS:
         if any(name in (trial.metrics or {}) for trial in shown):
@@ -227,6 +231,12 @@ def _write(path: Path, text: str) -> None:
         path.write_bytes(text.encode())
 
     _atomic_files.write(path, write)
+
+
+def _shown(name: str, value: Any) -> str:
+    shown = _names.shown_value(name, value)
+    # Four digits of 0.99987 would be 0.9999.
+    return f"{shown:.6g}" if shown is not value else _cell(value)
 
 
 def _cell(value: Any) -> str:

@@ -20,6 +20,7 @@ from keras_adamax_tuning import (
     _preflight,
     _signals,
     _storage,
+    _tensorflow,
     _workers,
     figures,
     results,
@@ -38,7 +39,7 @@ from keras_adamax_tuning.tuner import OptunaTuner
 class _Settings:
     """All that a worker has to know; goes to other processes."""
 
-    build_model: Callable[[Any], keras.Model]
+    build_model: Callable[[Any], keras.Model] | keras_tuner.HyperModel
     data: Any
     objective: keras_tuner.Objective
     space: AdamaxClippedSpace
@@ -60,7 +61,7 @@ class _Settings:
 
 
 def run_search(
-    build_model: Callable[[Any], keras.Model],
+    build_model: Callable[[Any], keras.Model] | keras_tuner.HyperModel,
     data: Any,
     *,
     output: Any,
@@ -103,6 +104,7 @@ def run_search(
     Args:
         build_model: Function that takes KerasTuner's `HyperParameters` and
             returns a built Keras model, compiled with its loss and metrics.
+            Or a `keras_tuner.HyperModel`, whose own `fit` is called.
         data: `(x, y)`; `((x_train, y_train), (x_val, y_val))`; a dictionary,
             or the path of a `.npz` file, of x_train, y_train, x_val, y_val
             (or x_test, y_test), or of x and y; a pair of datasets; or a
@@ -116,8 +118,8 @@ def run_search(
             `None`, for `AdamaxClippedSpace()`.
         max_trials: Integer. How many trials the search has; a larger number
             goes on with a search that was done. Defaults to `40`.
-        epochs: Integer, or what is searched, as in
-            `AdamaxClippedHyperModel`. Defaults to `10`.
+        epochs: Integer, what is searched, as in `AdamaxClippedHyperModel`, or
+            None where a hypermodel's own `fit` sets it. Defaults to `10`.
         batch_size: Integer, what is searched, or None for Keras's 32.
             Defaults to `None`.
         validation_split: Float. Which part of `(x, y)` to judge by, chosen at
@@ -270,13 +272,18 @@ def _identify(settings: _Settings, data: Data) -> dict[str, Any]:
         plain = value is None or isinstance(value, (str, int))
         return value if plain else type(value).__name__
 
+    with _tensorflow.not_imported():
+        space, epochs, batch_size = map(
+            keras.saving.serialize_keras_object,
+            (settings.space, settings.epochs, settings.batch_size),
+        )
     return {
         "build_model": _identity.name_of(settings.build_model),
         "data": data.fingerprint(),
         "objective": [settings.objective.name, settings.objective.direction],
-        "space": keras.saving.serialize_keras_object(settings.space),
-        "epochs": keras.saving.serialize_keras_object(settings.epochs),
-        "batch_size": keras.saving.serialize_keras_object(settings.batch_size),
+        "space": space,
+        "epochs": epochs,
+        "batch_size": batch_size,
         "executions_per_trial": settings.executions_per_trial,
         "sampler": name(settings.sampler),
         "pruner": name(settings.pruner),
@@ -360,7 +367,9 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     _preflight.check_model_takes_data(
         hypermodel,
         data,
-        None if settings.callbacks_factory else settings.objective.name,
+        None
+        if settings.callbacks_factory or hypermodel.has_own_fit
+        else settings.objective.name,
     )
     output = _folder(settings, data)
     output.check_unused()

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -331,11 +331,11 @@ class AdamaxClippedSpace:
             name_prefix=self._name_prefix,
         )
 
-    def describe(self, print_fn: Callable[[str], Any] = print) -> None:
-        """Prints a table: each argument, its values, and their record.
+    def describe(self) -> str:
+        """A table: each argument, its values, and their record.
 
-        Args:
-            print_fn: Takes the text. Defaults to `print`.
+        Returns:
+            A string of several lines.
         """
         rows = [("argument", "values", "in the record", "starts at")]
         clips = self._parameters["clip_gradients"].specification
@@ -353,7 +353,7 @@ class AdamaxClippedSpace:
                 rows += self._schedules[name].rows()
         for name, value in self._optimizer_arguments.items():
             rows.append((name, repr(value), "fixed", ""))
-        print_fn(_table(rows))
+        return _table(rows)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, ready for JSON."""

@@ -16,7 +16,12 @@ from keras_tuner.engine import trial as keras_tuner_trial
 
 from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
 from keras_adamax._validation import check_integer
-from keras_adamax_tuning import _execution, _identity, _results
+from keras_adamax_tuning import (
+    _execution,
+    _identity,
+    _results,
+    _tensorflow,
+)
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
     SearchMismatchError,
@@ -327,9 +332,10 @@ class OptunaTuner(keras_tuner.Tuner):
         kwargs: Mapping[str, Any],
     ) -> tuple[_execution.ExecutionRecorder, float]:
         objective = self.oracle.objective
-        keras.utils.set_random_seed(
-            self.oracle.seed_of(trial.trial_id, execution)
-        )
+        with _tensorflow.not_imported():
+            keras.utils.set_random_seed(
+                self.oracle.seed_of(trial.trial_id, execution)
+            )
         hp = trial.hyperparameters
         model = self._try_build(hp)
         folder = weights.parent
