@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all, with the one before as a spare."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,10 @@ from keras_adamax.callbacks import _files
 _PREFIX = "generation-"
 _TEMPORARY = "unfinished-"
 _STATE = "state.json"
+
+
+# What the disk says of a file that it has lost.
+_LOST = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 class Damaged(Exception):
@@ -34,9 +39,13 @@ class Generations:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._discarded: set[Path] = set()
 
     def paths(self) -> list[Path]:
-        """The generations, newest first."""
+        """The generations that were not discarded, newest first."""
+        return [p for p in self._all_paths() if p not in self._discarded]
+
+    def _all_paths(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
         found = [
@@ -62,7 +71,7 @@ class Generations:
         probe.rmdir()
 
     def write(self, state: Any, write_files: Callable[[Path], None]) -> Path:
-        """Adds a generation, and removes all but it and the one before.
+        """Adds a generation; `tidy` removes what is older than the one before.
 
         Args:
             state: JSON.
@@ -73,7 +82,7 @@ class Generations:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.clean()
-        older = self.paths()
+        older = self._all_paths()
         number = _number(older[0]) + 1 if older else 1
         temporary = self.folder / f"{_TEMPORARY}{number:08d}"
         temporary.mkdir()
@@ -86,8 +95,6 @@ class Generations:
         path = self.folder / f"{_PREFIX}{number:08d}"
         os.rename(temporary, path)
         _files.sync_folder(self.folder)
-        for old in older[1:]:
-            self.remove(old)
         return path
 
     def _write_content(
@@ -112,6 +119,7 @@ class Generations:
 
         Raises:
             Damaged: If it is not as it was written.
+            OSError: If it cannot be read, and may be intact.
         """
         try:
             text = (path / _STATE).read_text("utf-8")
@@ -123,22 +131,68 @@ class Generations:
             for name, digest in content["files"].items():
                 if _digest(path / name) != digest:
                     raise Damaged(f"{name} is not as it was written")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise Damaged(str(error)) from error
+        except OSError as error:
+            if error.errno not in _LOST:
+                raise
             raise Damaged(str(error)) from error
         return content["state"]
 
-    def remove(self, path: Path) -> None:
+    def discard(self, path: Path) -> None:
+        """Takes a generation out of those that count; `tidy` removes it."""
+        self._discarded.add(path)
+
+    def tidy(self, keep: int = 2) -> list[OSError]:
+        """Removes all generations but the newest, and what is unfinished.
+
+        The oldest goes first: a kill in between leaves a backup that is right.
+
+        Args:
+            keep: How many stay, of those that count.
+
+        Returns:
+            Why something could not be removed. It is tried again next time.
+        """
+        try:
+            failures = self.clean()
+            kept = self.paths()[:keep]
+            for path in reversed(self._all_paths()):
+                if path not in kept:
+                    failures += self._remove(path)
+        except OSError as error:  # the folder cannot be listed
+            return [error]
+        return failures
+
+    def _remove(self, path: Path) -> list[OSError]:
         """Removes a generation: it is gone before its files go."""
         aside = self.folder / f"{_TEMPORARY}removed-{path.name}"
-        if aside.exists():
+        try:
+            if aside.exists():
+                shutil.rmtree(aside)
+            os.rename(path, aside)
             shutil.rmtree(aside)
-        os.rename(path, aside)
-        shutil.rmtree(aside)
+        except OSError as error:
+            return [error]
+        return []
 
-    def clean(self) -> None:
-        """Removes what a crash has left unfinished."""
-        for path in self.folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(path)
+    def clean(self) -> list[OSError]:
+        """Removes what a crash has left unfinished, or a failed removal.
+
+        Returns:
+            Why something could not be removed.
+
+        Raises:
+            OSError: If the folder cannot be listed.
+        """
+        failures = []
+        for path in list(self.folder.iterdir()):
+            if path.name.startswith(_TEMPORARY):
+                try:
+                    shutil.rmtree(path)
+                except OSError as error:
+                    failures.append(error)
+        return failures
 
 
 def _to_json(value: Any) -> Any:
