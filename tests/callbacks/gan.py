@@ -64,14 +64,18 @@ class GAN(keras.Model):
         return ops.mean(ops.square(logits - target))
 
     def d_loss(self, real):
-        noise = keras.random.normal((ops.shape(real)[0], LATENT), seed=self.seeds)
+        noise = keras.random.normal(
+            (ops.shape(real)[0], LATENT), seed=self.seeds
+        )
         fake = self.generator(noise)
         return self._loss(
             self.discriminator(real, training=True), 1.0
         ) + self._loss(self.discriminator(fake, training=True), 0.0)
 
     def g_loss(self, real):
-        noise = keras.random.normal((ops.shape(real)[0], LATENT), seed=self.seeds)
+        noise = keras.random.normal(
+            (ops.shape(real)[0], LATENT), seed=self.seeds
+        )
         fake = self.generator(noise)
         return self._loss(self.discriminator(fake, training=True), 1.0)
 
@@ -205,9 +209,15 @@ def fit(model, callbacks, epochs):
     )
 
 
+def weights_of(model):
+    """The values of weights and seeds."""
+    return [np.array(ops.convert_to_numpy(v)) for v in model.variables]
+
+
 def state_of(model):
     """All values: weights, seeds and the optimizers' states."""
-    variables = [*model.variables]
-    for optimizer in model.optimizers_of_both():
-        variables += optimizer.variables
-    return [np.array(ops.convert_to_numpy(v)) for v in variables]
+    return weights_of(model) + [
+        np.array(ops.convert_to_numpy(v))
+        for optimizer in model.optimizers_of_both()
+        for v in optimizer.variables
+    ]
