@@ -143,7 +143,7 @@ class Generations:
         """Takes a generation out of those that count; `tidy` removes it."""
         self._discarded.add(path)
 
-    def tidy(self, keep: int = 2) -> list[OSError]:
+    def tidy(self, keep: int = 2) -> list[str]:
         """Removes all generations but the newest, and what is unfinished.
 
         The oldest goes first: a kill in between leaves a backup that is right.
@@ -152,7 +152,7 @@ class Generations:
             keep: How many stay, of those that count.
 
         Returns:
-            Why something could not be removed. It is tried again next time.
+            What could not be removed, and why. The next call tries again.
         """
         try:
             failures = self.clean()
@@ -161,10 +161,10 @@ class Generations:
                 if path not in kept:
                     failures += self._remove(path)
         except OSError as error:  # the folder cannot be listed
-            return [error]
+            return [_failure(self.folder, error)]
         return failures
 
-    def _remove(self, path: Path) -> list[OSError]:
+    def _remove(self, path: Path) -> list[str]:
         """Removes a generation: it is gone before its files go."""
         aside = self.folder / f"{_TEMPORARY}removed-{path.name}"
         try:
@@ -173,14 +173,14 @@ class Generations:
             os.rename(path, aside)
             shutil.rmtree(aside)
         except OSError as error:
-            return [error]
+            return [_failure(aside if aside.exists() else path, error)]
         return []
 
-    def clean(self) -> list[OSError]:
+    def clean(self) -> list[str]:
         """Removes what a crash has left unfinished, or a failed removal.
 
         Returns:
-            Why something could not be removed.
+            What could not be removed, and why.
 
         Raises:
             OSError: If the folder cannot be listed.
@@ -191,13 +191,18 @@ class Generations:
                 try:
                     shutil.rmtree(path)
                 except OSError as error:
-                    failures.append(error)
+                    failures.append(_failure(path, error))
         return failures
 
 
 def _to_json(value: Any) -> Any:
     """What callbacks may have put into the History: arrays and their like."""
     return np.asarray(value).tolist()
+
+
+def _failure(path: Path, error: OSError) -> str:
+    # `rmtree` names the file in the folder only.
+    return f"{path} ({error.strerror or error})"
 
 
 def _number(path: Path) -> int:

@@ -331,13 +331,12 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 stacklevel=2,
             )
 
-    def _warn_of_removal(self, failures: Sequence[OSError]) -> None:
+    def _warn_of_removal(self, failures: Sequence[str]) -> None:
         if not failures or self._has_warned_of_removal:
             return
         self._has_warned_of_removal = True
         warnings.warn(
-            f"AtomicBackup cannot remove an old backup from {self._folder}: "
-            f"{failures[0]}. The new backups are written, and count. It tries "
+            f"AtomicBackup cannot remove an old backup, {failures[0]}. The new backups are written, and count. It tries "
             "again with each. Until it can, old ones take up room.",
             stacklevel=3,
         )
@@ -579,13 +578,13 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             try:
                 journal.unlink()
             except OSError as error:
-                failures.append(error)
+                failures.append(f"{journal} ({error.strerror})")
         left = self._generations.paths()
         if left:
             warnings.warn(
-                f"AtomicBackup cannot remove the backup {left[0]} of a `fit` "
-                f"that has come to its end: {failures[0]}. Remove it: the "
-                "next `fit` with this `backup_dir` would go on from it.",
+                "AtomicBackup cannot remove the backups of a `fit` that has "
+                f"come to its end: {failures[0]}. Remove {left[0]}: the next "
+                "`fit` with this `backup_dir` would go on from it.",
                 stacklevel=2,
             )
         else:
