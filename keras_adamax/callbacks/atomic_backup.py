@@ -336,8 +336,9 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             return
         self._has_warned_of_removal = True
         warnings.warn(
-            f"AtomicBackup cannot remove an old backup, {failures[0]}. The new backups are written, and count. It tries "
-            "again with each. Until it can, old ones take up room.",
+            f"AtomicBackup cannot remove an old backup, {failures[0]}. The "
+            "new backups are written, and count. It tries again with each. "
+            "Until it can, old ones take up room.",
             stacklevel=3,
         )
 

@@ -90,7 +90,7 @@ class GAN(keras.Model):
 if BACKEND == "jax":
     import jax
 
-    def train_step(self, state, data):
+    def jax_step(self, state, data):
         trainable, others, own, metrics = state
         values = {
             id(v): value
@@ -143,9 +143,12 @@ if BACKEND == "jax":
         )
         return losses, state
 
-elif BACKEND == "torch":
+    GAN.train_step = jax_step
 
-    def train_step(self, data):
+elif BACKEND == "torch":
+    import torch
+
+    def torch_step(self, data):
         losses = {}
         for name, (optimizer, part, loss_of) in zip(
             ("d_loss", "g_loss"), self.turns(), strict=True
@@ -155,17 +158,17 @@ elif BACKEND == "torch":
             loss = loss_of(data)
             loss.backward()
             gradients = [v.value.grad for v in weights]
-            import torch
-
             with torch.no_grad():
                 optimizer.apply(gradients, weights)
             losses[name] = loss.detach()
         return losses
 
+    GAN.train_step = torch_step
+
 else:
     import tensorflow as tf
 
-    def train_step(self, data):
+    def tensorflow_step(self, data):
         losses = {}
         for name, (optimizer, part, loss_of) in zip(
             ("d_loss", "g_loss"), self.turns(), strict=True
@@ -178,8 +181,7 @@ else:
             losses[name] = loss
         return losses
 
-
-GAN.train_step = train_step
+    GAN.train_step = tensorflow_step
 
 
 def make(optimizers, keep="attributes", **arguments):
