@@ -22,6 +22,10 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _STATE = "state.json"
 
 
+# What the disk says of a file that it has lost.
+_LOST = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+
+
 class Damaged(Exception):
     """A generation is not as it was written."""
 
@@ -39,9 +43,15 @@ class Generations:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._discarded: set[Path] = set()
+        # Removed generations whose files could not be.
+        self._left: list[Path] = []
 
     def paths(self) -> list[Path]:
-        """The generations, newest first."""
+        """The generations that were not discarded, newest first."""
+        return [p for p in self._all_paths() if p not in self._discarded]
+
+    def _all_paths(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
         found = [
@@ -63,7 +73,7 @@ class Generations:
             (probe / "file").write_bytes(b"x")
 
     def write(self, state: Any, write_files: Callable[[Path], None]) -> Path:
-        """Adds a generation, and removes all but it and the one before.
+        """Adds a generation; `tidy` removes what is older than the one before.
 
         Args:
             state: JSON.
@@ -77,8 +87,6 @@ class Generations:
             self._write_content(temporary, state, write_files)
             path = self._publish(temporary)
         _atomic_files.sync_folder(self.folder)
-        for old in self.paths()[2:]:
-            self.remove(old)
         return path
 
     def _temporary(self) -> contextlib.AbstractContextManager[Path]:
@@ -86,7 +94,7 @@ class Generations:
 
     def _publish(self, temporary: Path) -> Path:
         while True:
-            latest = self.paths()[:1]
+            latest = self._all_paths()[:1]
             number = _number(latest[0]) + 1 if latest else 1
             path = self.folder / f"{_PREFIX}{number:08d}"
             try:
@@ -119,6 +127,7 @@ class Generations:
 
         Raises:
             Damaged: If it is not as it was written.
+            OSError: If it cannot be read, and may be intact.
         """
         try:
             text = (path / _STATE).read_text("utf-8")
@@ -130,27 +139,85 @@ class Generations:
             for name, digest in content["files"].items():
                 if _digest(path / name) != digest:
                     raise Damaged(f"{name} is not as it was written")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise Damaged(str(error)) from error
+        except OSError as error:
+            if error.errno not in _LOST:
+                raise
             raise Damaged(str(error)) from error
         return content["state"]
 
-    def remove(self, path: Path) -> None:
+    def discard(self, path: Path) -> None:
+        """Takes a generation out of those that count; `tidy` removes it."""
+        self._discarded.add(path)
+
+    def tidy(self, keep: int = 2) -> list[str]:
+        """Removes all generations but the newest, and what is unfinished.
+
+        The oldest goes first: a kill in between leaves a backup that is right.
+
+        Args:
+            keep: How many stay, of those that count.
+
+        Returns:
+            What could not be removed, and why. The next call tries again.
+        """
+        try:
+            failures = self.clean()
+            kept = self.paths()[:keep]
+            for path in reversed(self._all_paths()):
+                if path not in kept:
+                    failures += self._remove(path)
+        except OSError as error:  # the folder cannot be listed
+            return [_failure(self.folder, error)]
+        return failures
+
+    def _remove(self, path: Path) -> list[str]:
         """Removes a generation: it is gone before its files go."""
         with self._temporary() as aside:
-            # Another process may have removed it.
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 os.rename(path, aside / path.name)
+            except FileNotFoundError:
+                return []  # another process has removed it
+            except OSError as error:
+                return [_failure(path, error)]
+            try:
+                shutil.rmtree(aside)
+            except OSError as error:
+                self._left.append(aside)
+                return [_failure(aside, error)]
+        return []
 
-    def clean(self) -> None:
-        """Removes what killed processes have left unfinished."""
+    def clean(self) -> list[str]:
+        """Removes what a crash has left unfinished, or a failed removal.
+
+        Returns:
+            What could not be removed, and why.
+
+        Raises:
+            OSError: If the folder cannot be listed.
+        """
+        failures = []
         _atomic_files.remove_leftovers(self.folder / "generation")
-        for path in self.folder.glob(_OLD_LEFTOVERS):
-            shutil.rmtree(path)
+        for path in [*self.folder.glob(_OLD_LEFTOVERS), *self._left]:
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                failures.append(_failure(path, error))
+        self._left = [path for path in self._left if path.exists()]
+        return failures
 
 
 def _to_json(value: Any) -> Any:
     """What callbacks may have put into the History: arrays and their like."""
     return np.asarray(value).tolist()
+
+
+def _failure(path: Path, error: OSError) -> str:
+    # `rmtree` names the file in the folder only.
+    return f"{path} ({error.strerror or error})"
 
 
 def _number(path: Path) -> int:

@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ import numpy as np
 from keras import ops, saving
 
 from keras_adamax import _atomic_files, _validation
-from keras_adamax.callbacks import _optimizers
+from keras_adamax.callbacks import (
+    _averages,
+    _callback_list,
+    _model_state,
+    _optimizers,
+)
 from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._generations import Damaged, Generations
 from keras_adamax.callbacks._recorder import Recorder, running_recorders
@@ -45,6 +50,12 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     visible together, in one rename. The backup before is kept: if the newest
     is damaged, a warning says so and that one is used.
 
+    A model may have several optimizers, for a `train_step` of its own: the
+    state of each is restored that Keras saves with the model, which are those
+    in its attributes and in lists, tuples and dictionaries there. An optimizer
+    that is built in `fit` only is built when the backup is restored, for the
+    variables that it had.
+
     Run the same script again to resume: the model must be built, and as it
     was, and `fit` gets the same arguments. Where `shuffle=False` or the data
     come in a fixed order for each epoch, the weights end as those of a run
@@ -55,10 +66,17 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     Put it last in the list of callbacks, at least behind our loggers: only
     what callbacks have done by then belongs to the backup. The state of
     others (EarlyStopping's patience, say) does not, as in Keras.
+    `keras.callbacks.SwapEMAWeights` may stand in front or behind. In front,
+    with `swap_on_epoch=True`, it leaves nothing but the averages after the
+    last epoch, so a `fit` with more epochs goes on from the backup before.
+    A callback of your own that puts other weights into the model when an
+    epoch ends, and takes them out when the next one begins, must stand behind
+    `AtomicBackup`. One that changes the weights for good must stand in front.
 
     Where a backup cannot be written in the middle of a `fit`, because the disk
     is full, say, there is one warning and training goes on. The backups before
-    are kept, and it tries again when the next one is due.
+    are kept, and it tries again when the next one is due. An old backup that
+    cannot be removed is one warning as well; the new ones count.
 
     Args:
         backup_dir: Folder for the backups of one `fit`, and for nothing else.
@@ -67,13 +85,15 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             its middle is begun again at its first batch, with the weights of
             the backup. Defaults to `"epoch"`.
         delete_checkpoint: Whether the backups are deleted when `fit` has come
-            to its end. Defaults to `True`.
+            to its end. By name only: in `BackupAndRestore` another argument
+            is the third. Defaults to `True`.
 
     Raises:
         TypeError: If an argument is of a wrong type.
         ValueError: If an argument is out of range. In `fit`: if the model is
-            not built, or a logger stands behind this callback.
-        OSError: In `fit`, if backups cannot be written when it begins.
+            not built, if a logger stands behind this callback, or if the
+            backup is of another model or of other optimizers.
+        OSError: In `fit`, if backups cannot be written or read when it begins.
         RuntimeError: In `fit`, if there are backups and all are damaged.
 
     Example:
@@ -103,6 +123,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self,
         backup_dir: str | os.PathLike,
         save_freq: str | int = "epoch",
+        *,
         delete_checkpoint: bool = True,
     ):
         if not isinstance(backup_dir, str | os.PathLike) or not str(
@@ -141,8 +162,11 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._epoch = 0
         self._history: dict[str, Any] | None = None
         self._journaled: dict[str, int] = {}
-        self._has_restored = False
+        self._generations = Generations(self._folder)
+        self._callbacks: list[Any] = []
+        self._restored_epoch: int | None = None
         self._has_warned = False
+        self._has_warned_of_removal = False
         self._has_given_up = False
         self._recorders: list[Recorder] = []
         self._journals: dict[str, Recorder] = {}
@@ -162,7 +186,9 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             raise ValueError(
                 "AtomicBackup needs a model that is built when `fit` is "
                 f"called. Received: the model {model.name!r}, which is not. "
-                "Give it a `keras.Input`, or call it on a batch of data."
+                "Give it a `keras.Input`, or call it on a batch of data. If "
+                "it has no `call`, build its layers and set `model.built = "
+                "True`."
             )
         self._recorders = running_recorders()
         for recorder in self._recorders:
@@ -172,6 +198,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                     "in the list of callbacks: it would back up the state "
                     "before the logger has recorded it."
                 )
+        running = _callback_list.running()
+        self._callbacks = [] if running is None else list(running.callbacks)
         self._counter = make_counter(self.params, model)
         self._prepare_folder()
         restored = self._read_newest()
@@ -187,6 +215,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     ) -> None:
         """Brings back the History, which resets itself when `fit` begins."""
         self._restore_history()
+        self._end_restoring(epoch)
         self._epoch = epoch
         self._counter.begin_epoch()
 
@@ -218,9 +247,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Deletes the backups, if they shall be."""
         self._restore_history()  # where no epoch was left to train
-        if self._has_restored:
-            # Keras would begin the next `fit` there as well.
-            self.model._initial_epoch = None
+        self._end_restoring()
         if self.delete_checkpoint:
             self._delete()
         self._recorders, self._journals = [], {}
@@ -232,6 +259,26 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 "`fit` runs in, where the model's state may be in use. Pass "
                 "it in a list, `fit(..., callbacks=[backup])`, and call its "
                 "hooks in one thread."
+            )
+
+    def _end_restoring(self, epoch: int | None = None) -> None:
+        """Checks that `fit` goes on where the backup ends.
+
+        Args:
+            epoch: The epoch that begins, if one does.
+        """
+        restored, self._restored_epoch = self._restored_epoch, None
+        if restored is None:
+            return
+        # Keras would begin the next `fit` there as well.
+        self.model._initial_epoch = None
+        if epoch not in (None, restored):
+            raise ValueError(
+                "AtomicBackup: `initial_epoch` must be that of the `fit` that "
+                f"made the backup in {self._folder}, which goes on with epoch "
+                f"{restored} (they count from 0). Received: a `fit` that "
+                f"begins with epoch {epoch}. To begin there, give another "
+                "`backup_dir`, or remove that one."
             )
 
     def _is_due(self) -> bool:
@@ -247,7 +294,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             OSError: If they cannot.
         """
         try:
-            Generations(self._folder).check_writable()
+            self._generations.check_writable()
         except OSError as error:
             raise type(error)(
                 error.errno,
@@ -272,6 +319,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             return
         try:
             self._write_generation(epoch, batch, logs)
+            self._warn_of_removal(self._generations.tidy())
         except OSError as error:
             self._has_given_up = isinstance(error, _Hdf5Error)
             if self._has_warned and not self._has_given_up:
@@ -288,6 +336,17 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 f"before are kept, and {then}.",
                 stacklevel=2,
             )
+
+    def _warn_of_removal(self, failures: Sequence[str]) -> None:
+        if not failures or self._has_warned_of_removal:
+            return
+        self._has_warned_of_removal = True
+        warnings.warn(
+            f"AtomicBackup cannot remove an old backup, {failures[0]}. The "
+            "new backups are written, and count. It tries again with each. "
+            "Until it can, old ones take up room.",
+            stacklevel=3,
+        )
 
     def _write_generation(
         self, epoch: int, batch: int, logs: Mapping[str, Any] | None
@@ -306,7 +365,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             f"variable-{i}": ops.convert_to_numpy(v)
-            for i, v in enumerate(_unsaved_variables(model))
+            for i, v in enumerate(_model_state.unsaved_variables(model))
         }
         states = {}
         for journal, recorder in self._journals.items():
@@ -320,8 +379,16 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 _optimizers.updates(_optimizers.of_model(model))
             )
         )
+        # In the middle of an epoch, the weights are in the model.
+        swaps = [] if logs is None else _averages.swapping(self._callbacks)
+        flags = [_averages.are_in_model(swap) for swap in swaps]
         content = {
             "version": 1,
+            "model": _model_state.describe(model),
+            "averages_in_model": flags,
+            # See `SwapEMAWeights.on_epoch_end`.
+            "has_only_averages": any(flags)
+            and self._epoch == self.params["epochs"] - 1,
             "epoch": epoch,
             "batch": batch,
             "step": step,
@@ -334,7 +401,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             _save_weights(model, folder / _WEIGHTS)
             np.savez(folder / _ARRAYS, **arrays)
 
-        Generations(self._folder).write(content, write_files)
+        self._generations.write(content, write_files)
 
     def _append_to_journal(self, journal: str, recorder: Recorder) -> int:
         """Adds a logger's new records to a file; returns its size.
@@ -373,16 +440,25 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     # Restoring
 
     def _read_newest(self) -> tuple[Path, Any] | None:
-        generations = Generations(self._folder)
-        if self._folder.is_dir():
-            generations.clean()
-        paths = generations.paths()
-        damaged = []
-        for path in paths:
+        generations = self._generations
+        damaged, ended = [], []
+        for path in generations.paths():
             try:
                 state = generations.read(path)
             except Damaged as error:
                 damaged.append((path, error))
+                continue
+            except OSError as error:
+                raise type(error)(
+                    error.errno,
+                    f"AtomicBackup cannot read a backup: {error.strerror}. It "
+                    "may be intact and is kept. Make it readable, or remove "
+                    "it to go on from the one before",
+                    error.filename or str(path),
+                ) from error
+            epochs = (self.params or {}).get("epochs", 0)
+            if state.get("has_only_averages") and state["epoch"] < epochs:
+                ended.append(path)
                 continue
             for bad, error in damaged:
                 warnings.warn(
@@ -391,8 +467,19 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                     f"{state['epoch']}.",
                     stacklevel=2,
                 )
-                generations.remove(bad)
+            for bad in [*ended, *(bad for bad, _ in damaged)]:
+                generations.discard(bad)
+            self._warn_of_removal(generations.tidy())
             return path, state
+        if ended:
+            raise ValueError(
+                f"AtomicBackup: the backup {ended[0]} is of the end of a "
+                "`fit` with SwapEMAWeights in front of AtomicBackup: it has "
+                "the averages and not the weights that training goes on "
+                f"with. Received: {self.params['epochs']} epochs, more than "
+                "that had. Remove the folder to begin anew, and put "
+                "AtomicBackup in front of SwapEMAWeights to add epochs later."
+            )
         if damaged:
             raise RuntimeError(
                 f"AtomicBackup: all backups in {self._folder} are damaged: "
@@ -402,28 +489,23 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         return None
 
     def _restore(self, model: Any, path: Path, state: Any) -> None:
-        optimizer = model.optimizer
-        if optimizer is not None and not optimizer.built:
-            optimizer.build(model.trainable_variables)
-        model.load_weights(path / _WEIGHTS)
-        step = int(
-            ops.convert_to_numpy(
-                _optimizers.updates(_optimizers.of_model(model))
-            )
-        )
-        if step != state["step"]:
-            raise ValueError(
-                "AtomicBackup: the state of the optimizer does not fit the "
-                f"backup in {path}, which was made after {state['step']} "
-                f"updates. Received: an optimizer that has {step} after it "
-                "was restored. Compile the model as it was."
-            )
         with np.load(path / _ARRAYS) as file:
             arrays = dict(file)
-        for i, variable in enumerate(_unsaved_variables(model)):
-            variable.assign(arrays[f"variable-{i}"])
-        model._initial_epoch = state["epoch"]
-        self._has_restored = True
+        description = state.get("model")
+        if description is not None:
+            _model_state.prepare(model, description, str(path))
+        elif model.optimizer is not None and not model.optimizer.built:
+            # Backups of earlier versions do not say what they are of.
+            model.optimizer.build(model.trainable_variables)
+        try:
+            self._assign(model, path, state, arrays)
+        except Exception as error:
+            raise ValueError(
+                f"AtomicBackup cannot restore the backup {path}: {error} The "
+                f"model {model.name!r} is restored in parts only. Build and "
+                "compile it anew, as it was."
+            ) from error
+        model._initial_epoch = self._restored_epoch = state["epoch"]
         self._counter = make_counter(self.params, model, state["total"])
         self._last_total = state["total"]
         self._history = state["history"]
@@ -474,6 +556,41 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             if name not in taken and not (self._folder / name).exists()
         )
 
+    def _assign(
+        self, model: Any, path: Path, state: Any, arrays: Mapping[str, Any]
+    ) -> None:
+        model.load_weights(path / _WEIGHTS)
+        description = state.get("model")
+        if description is not None:
+            _model_state.check_updates(model, description, str(path))
+        step = int(
+            ops.convert_to_numpy(
+                _optimizers.updates(_optimizers.of_model(model))
+            )
+        )
+        if step != state["step"]:
+            raise ValueError(
+                "the state of the optimizer does not fit the backup, which "
+                f"was made after {state['step']} updates. Received: an "
+                f"optimizer that has {step} after it was restored. If the "
+                "model has several, build each before `fit`: "
+                "`model.d_optimizer.build(variables)`."
+            )
+        for i, variable in enumerate(_model_state.unsaved_variables(model)):
+            variable.assign(arrays[f"variable-{i}"])
+        flags = state.get("averages_in_model")
+        if flags is None and state["batch"] == 0:
+            # Backups of earlier versions do not say it: the order does.
+            own = next(
+                (i for i, c in enumerate(self._callbacks) if c is self), 0
+            )
+            behind = self._callbacks[own:]
+            flags = [
+                swap not in behind
+                for swap in _averages.swapping(self._callbacks)
+            ]
+        _averages.finish_swaps(model, self.params, state["epoch"], flags or ())
+
     def _read_journal(self, journal: str, size: int) -> list[Block]:
         path = self._folder / journal
         data = path.read_bytes() if path.exists() else b""
@@ -502,13 +619,22 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     def _delete(self) -> None:
         if not self._folder.is_dir():
             return
-        generations = Generations(self._folder)
-        # The newest last: a kill in between leaves a backup that is right.
-        for path in reversed(generations.paths()):
-            generations.remove(path)
-        generations.clean()
+        failures = self._generations.tidy(keep=0)
         for journal in self._folder.glob(_JOURNAL.format("*", "*")):
-            journal.unlink()
+            try:
+                journal.unlink()
+            except OSError as error:
+                failures.append(f"{journal} ({error.strerror})")
+        left = self._generations.paths()
+        if left:
+            warnings.warn(
+                "AtomicBackup cannot remove the backups of a `fit` that has "
+                f"come to its end: {failures[0]}. Remove {left[0]}: the next "
+                "`fit` with this `backup_dir` would go on from it.",
+                stacklevel=2,
+            )
+        else:
+            self._warn_of_removal(failures)
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
 
@@ -555,8 +681,8 @@ def _save_weights(model: Any, path: Path) -> None:
 def _bytes_of_weights(model: Any) -> int:
     """What a file of the weights needs, rather more than less."""
     variables = list(model.variables)
-    if model.optimizer is not None:
-        variables += model.optimizer.variables
+    for optimizer in _model_state.held_optimizers(model).values():
+        variables += optimizer.variables
     # Half precision may be saved as float32; float64 has 8 bytes.
     return sum(
         8 * math.prod(v.shape)
@@ -564,11 +690,3 @@ def _bytes_of_weights(model: Any) -> int:
         else 4 * math.prod(v.shape)
         for v in variables
     ) + _HDF5_BYTES * (len(variables) + len(model.layers) + 8)
-
-
-def _unsaved_variables(model: Any) -> list[Any]:
-    """State that `save_weights` leaves out: the seeds of random layers."""
-    saved = {id(v) for v in [*model.weights, *model.metrics_variables]}
-    if model.optimizer is not None:
-        saved |= {id(v) for v in model.optimizer.variables}
-    return [v for v in model.variables if id(v) not in saved]

@@ -67,6 +67,14 @@ def weights_of(model):
     }
 
 
+def state_of(model):
+    """All values: weights, seeds and the optimizer's state."""
+    return [
+        np.array(keras.ops.convert_to_numpy(v))
+        for v in [*model.variables, *model.optimizer.variables]
+    ]
+
+
 class WeightWatcher(keras.callbacks.Callback):
     """Keeps the weights after every batch, and when `fit` begins.
 
