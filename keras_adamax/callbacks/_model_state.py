@@ -40,7 +40,9 @@ def _walk(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(value, keras.Layer):
         # The user's own names first: an error may have to say them.
-        children = sorted(vars(value).items(), key=lambda c: c[0][0] == "_")
+        # On torch, layers that are attributes stand in `_modules`.
+        attributes = vars(value) | vars(value).get("_modules", {})
+        children = sorted(attributes.items(), key=lambda c: c[0][0] == "_")
     elif isinstance(value, Mapping):
         children = list(value.items())
     elif isinstance(value, list | tuple):

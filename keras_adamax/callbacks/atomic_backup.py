@@ -163,7 +163,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._history: dict[str, Any] | None = None
         self._journaled: dict[str, int] = {}
         self._generations = Generations(self._folder)
-        self._callbacks: list[Any] = []
+        self._swaps: list[Any] = []
+        self._are_behind: list[bool] = []
         self._restored_epoch: int | None = None
         self._has_warned = False
         self._has_warned_of_removal = False
@@ -198,8 +199,14 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                     "in the list of callbacks: it would back up the state "
                     "before the logger has recorded it."
                 )
+        # Not the list: it would keep loggers alive that a model has outlived.
         running = _callback_list.running()
-        self._callbacks = [] if running is None else list(running.callbacks)
+        callbacks = [] if running is None else list(running.callbacks)
+        self._swaps = _averages.swapping(callbacks)
+        behind = [c is self for c in callbacks]
+        self._are_behind = [
+            any(behind[: callbacks.index(swap)]) for swap in self._swaps
+        ]
         self._counter = make_counter(self.params, model)
         self._prepare_folder()
         restored = self._read_newest()
@@ -380,7 +387,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             )
         )
         # In the middle of an epoch, the weights are in the model.
-        swaps = [] if logs is None else _averages.swapping(self._callbacks)
+        swaps = [] if logs is None else self._swaps
         flags = [_averages.are_in_model(swap) for swap in swaps]
         content = {
             "version": 1,
@@ -581,14 +588,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         flags = state.get("averages_in_model")
         if flags is None and state["batch"] == 0:
             # Backups of earlier versions do not say it: the order does.
-            own = next(
-                (i for i, c in enumerate(self._callbacks) if c is self), 0
-            )
-            behind = self._callbacks[own:]
-            flags = [
-                swap not in behind
-                for swap in _averages.swapping(self._callbacks)
-            ]
+            flags = [not is_behind for is_behind in self._are_behind]
         _averages.finish_swaps(model, self.params, state["epoch"], flags or ())
 
     def _read_journal(self, journal: str, size: int) -> list[Block]:
