@@ -1,11 +1,19 @@
 """How far a search is: a line for each trial that ended."""
 
 import math
+import multiprocessing
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 _ENDED = ("completed", "pruned", "failed")
+
+
+def note(text: str) -> None:
+    """Prints a line on standard error, with the worker's name if it has one."""
+    process = multiprocessing.current_process()
+    who = "" if process.name == "MainProcess" else f"{process.name}: "
+    print(f"{who}{text}", file=sys.stderr, flush=True)
 
 
 def best_of(trials: Sequence[Any], direction: str) -> Any | None:

@@ -11,13 +11,12 @@ import os
 import pickle
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-from keras_adamax_tuning import _signals
+from keras_adamax_tuning import _signals, _user_errors
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
     StorageError,
@@ -26,18 +25,16 @@ from keras_adamax_tuning._errors import (
 _SECONDS_BETWEEN_LOOKS = 1.0
 # Exit codes of a worker.
 _INTERRUPTED, _FAILED = 130, 2
-# Errors that a worker hands to its parent: what a user can mend.
-_ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error
-    for error in (
-        ConsecutiveFailuresError,
-        ImportError,
-        OSError,
-        StorageError,
-        TypeError,
-        ValueError,
-    )
-}
+# Errors that a worker hands to its parent, beside those of the user's own
+# functions: what a user can mend.
+_ERRORS = (
+    ConsecutiveFailuresError,
+    ImportError,
+    OSError,
+    StorageError,
+    TypeError,
+    ValueError,
+)
 
 
 class WorkersDiedError(RuntimeError):
@@ -113,9 +110,9 @@ def _wait(
     inboxes: dict[int, Any],
     look: Callable[[], None],
     say: Callable[[str], None],
-) -> Exception | None:
+) -> BaseException | None:
     running = dict(workers)
-    failure: Exception | None = None
+    failure: BaseException | None = None
     finished = stopped = 0
     while running:
         multiprocessing.connection.wait(
@@ -131,9 +128,10 @@ def _wait(
             if worker.exitcode == 0:
                 finished += 1
             elif worker.exitcode == _FAILED and inboxes[number].poll():
-                kind, message, trace = inboxes[number].recv()
-                failure = failure or _ERRORS[kind](message)
-                failure.add_note(f"In worker {number}:\n{trace}")
+                said = inboxes[number].recv()
+                failure = failure or _user_errors.unpack(
+                    f"worker {number}", *said
+                )
             else:
                 stopped += worker.exitcode == _INTERRUPTED
                 say(
@@ -196,11 +194,15 @@ def _run(
         work(settings)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED)
-    except tuple(_ERRORS.values()) as error:
-        kinds = [
-            name for name, kind in _ERRORS.items() if isinstance(error, kind)
-        ]
-        outbox.send((kinds[0], str(error), traceback.format_exc()))
+    except (Exception, SystemExit) as error:
+        mendable = isinstance(error, _ERRORS) or (
+            # Fewer workers may have memory enough.
+            not isinstance(error, MemoryError)
+            and _user_errors.place_of(error) is not None
+        )
+        if not mendable:
+            raise
+        outbox.send(_user_errors.pack(error))
         _leave(_FAILED)
 
 

@@ -822,10 +822,11 @@ class OptunaOracle(keras_tuner.Oracle):
             entry.last.state == TrialState.FAIL for entry in latest
         ):
             last = logical_trials(latest[-1:], self.max_retries)[0]
+            place = "" if last.place is None else f" ({last.place})"
             raise ConsecutiveFailuresError(
                 f"{len(latest)} trials failed one after another, which is "
                 "what `max_consecutive_failures` allows. The last one, trial "
-                f"{last.number}: {last.reason} Mend it and start the same "
+                f"{last.number}: {last.reason}{place} Mend it and start the same "
                 "search again to go on."
             )
 
@@ -927,7 +928,7 @@ class OptunaOracle(keras_tuner.Oracle):
         again = ""
         if len(entry.attempts) > 1:
             again = f" (attempt {len(entry.attempts)})"
-        print(f"Trial {entry.number + 1} of {self.max_trials}{again}")
+        print(f"Trial {entry.number} (0 to {self.max_trials - 1}){again}")
         for name, value in trial.hyperparameters.values.items():
             is_float = isinstance(value, float)
             print(f"  {name}: {f'{value:.5g}' if is_float else value}")
@@ -950,7 +951,7 @@ class OptunaOracle(keras_tuner.Oracle):
             said = f"{self.objective.name} {trial.score:.5g}"
         best = self.get_best_trials()
         best_said = f" (best: {best[0].score:.5g})" if best else ""
-        print(f"Trial {running.number + 1}: {said}{best_said}")
+        print(f"Trial {running.number}: {said}{best_said}")
 
 
 def _duplicates(

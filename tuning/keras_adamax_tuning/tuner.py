@@ -1,5 +1,6 @@
 """OptunaTuner: a KerasTuner tuner that loses nothing."""
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from keras_tuner.engine import trial as keras_tuner_trial
 
 from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
 from keras_adamax._validation import check_integer
-from keras_adamax_tuning import _execution, _results
+from keras_adamax_tuning import _execution, _results, _user_errors
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
     SearchMismatchError,
@@ -35,6 +36,7 @@ CallbacksFactory = Callable[
     Sequence[keras.callbacks.Callback],
 ]
 
+_TRACEBACK = "traceback.txt"
 # What is neither the trial's fault nor cured by another trial.
 _NOT_THE_TRIALS_FAULT = (
     StorageError,
@@ -232,7 +234,13 @@ class OptunaTuner(keras_tuner.Tuner):
             self.oracle.record_result(
                 trial.trial_id,
                 reason=f"{type(error).__name__}: {message}".rstrip(": "),
+                place=_user_errors.place_of(error),
             )
+            # A full disk may be the reason; the study has the text, too.
+            with contextlib.suppress(OSError):
+                (self.trial_folder(trial.trial_id) / _TRACEBACK).write_text(
+                    trial.message, encoding="utf-8"
+                )
 
     def run_trial(
         self, trial: keras_tuner_trial.Trial, *args: Any, **kwargs: Any
