@@ -41,9 +41,9 @@ def load_reference(reference: str, what: str) -> Any:
         found = importlib.import_module(module_name)
     except Exception as error:
         raise ImportError(
-            f"{what} {reference!r} cannot be imported: {_user_errors.describe(error)}. "
-            f"Modules are looked for in {folder}, in PYTHONPATH and among the "
-            "installed packages."
+            f"{what} {reference!r} cannot be imported: "
+            f"{_user_errors.describe(error)}. Modules are looked for in "
+            f"{folder}, in PYTHONPATH and among the installed packages."
         ) from error
     for part in name.split("."):
         try:

@@ -11,18 +11,19 @@ counts as completed, and renamed to `best.keras` afterwards. So the best model
 of a search is there whenever its workers were killed.
 """
 
+import collections
 import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_adamax import AdamaxClipped
-from keras_adamax_tuning import _identity, results
+from keras_adamax_tuning import _identity, _user_errors, results
 from keras_adamax_tuning._progress import best_of
 
 _TRIALS, _OPTIMIZER, _BEST = "trials.csv", "best_optimizer.json", "best.keras"
@@ -147,6 +148,17 @@ class ResultFiles:
             )
         self._prepared.add(trial_id)
         results.write_best_model(self._make_model(trial_id), path, trial_id)
+
+
+def in_words(problems: Mapping[str, Exception]) -> list[str]:
+    """A sentence for each reason that files could not be written."""
+    names = collections.defaultdict(list)
+    for name, error in problems.items():
+        names[_user_errors.describe(error)].append(name)
+    return [
+        f"{', '.join(files)} could not be written: {reason.rstrip('.')}."
+        for reason, files in names.items()
+    ]
 
 
 def _ended(trials: Sequence[Any]) -> list[str]:

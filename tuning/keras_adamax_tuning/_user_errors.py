@@ -3,6 +3,7 @@
 import base64
 import builtins
 import functools
+import importlib.util
 import os
 import pickle
 import re
@@ -11,8 +12,6 @@ import sysconfig
 import traceback
 from pathlib import Path
 from typing import Any
-
-import keras_adamax
 
 # How Keras prints parts of its messages.
 _BOLD = re.compile("\x1b\\[[0-9;]*m")
@@ -142,9 +141,10 @@ def _folders_of_others() -> tuple[str, ...]:
     folders = [sysconfig.get_path(kind) for kind in kinds]
     folders += [*site.getsitepackages(), site.getusersitepackages()]
     # These may be installed from a checkout.
-    for file in (keras_adamax.__file__, __file__):
-        assert file is not None
-        folders.append(os.path.dirname(file))
+    for package in ("keras_adamax", "keras_adamax_tuning"):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            folders.append(os.path.dirname(spec.origin))
     return tuple(
         f"{form(folder)}{os.sep}"
         for folder in folders

@@ -826,8 +826,8 @@ class OptunaOracle(keras_tuner.Oracle):
             raise ConsecutiveFailuresError(
                 f"{len(latest)} trials failed one after another, which is "
                 "what `max_consecutive_failures` allows. The last one, trial "
-                f"{last.number}: {last.reason}{place} Mend it and start the same "
-                "search again to go on."
+                f"{last.number}: {last.reason}{place} Mend it and start the "
+                "same search again to go on."
             )
 
     def update_space(

@@ -89,11 +89,19 @@ class SearchResult:
             StorageError: If the database cannot be read.
 
         Example:
-            >>> result = SearchResult.load("runs/search1")
-            >>> result.best_trial.state
+            >>> from keras_adamax_tuning import run_search
+            >>> result = run_search(
+            ...     build_model, (x, y), max_trials=1, epochs=1,
+            ...     output="runs/search2", verbose=False,
+            ... )
+            >>> SearchResult.load("runs/search2").best_trial.state
             'completed'
         """
-        record = _record.read(Path(output).resolve(), storage)
+        return cls.of(_record.read(Path(output).resolve(), storage))
+
+    @classmethod
+    def of(cls, record: _record.Record) -> "SearchResult":
+        """The search that a record describes, as it is now."""
         return cls(
             record.output,
             record.objective,
@@ -346,7 +354,7 @@ def trial_of_model(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             comment = file.comment.decode(errors="replace")
-    except (FileNotFoundError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile):
         return None
     if not comment.startswith(_MODEL_OF):
         return None

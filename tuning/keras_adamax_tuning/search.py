@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from keras_adamax_tuning import (
     _record,
     _signals,
     _storage,
-    _user_errors,
     _workers,
 )
 from keras_adamax_tuning._data import Data, as_data
@@ -30,13 +29,12 @@ from keras_adamax_tuning._errors import (
     SearchWarning,
 )
 from keras_adamax_tuning._progress import Progress, note
-from keras_adamax_tuning._result_files import ResultFiles
+from keras_adamax_tuning._result_files import ResultFiles, in_words
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
 from keras_adamax_tuning.optuna_oracle import OptunaOracle, TrialStatus
 from keras_adamax_tuning.results import SearchResult
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
 from keras_adamax_tuning.tuner import OptunaTuner
-
 
 _SECONDS_TO_WAIT_FOR_WRITERS = 30
 
@@ -317,7 +315,7 @@ class _Worker(OptunaTuner):
             score = self.oracle.result_so_far(trial.trial_id)["score"]
             problems = self.files.prepare(trial.trial_id, score)
         super().on_trial_end(trial)
-        for text in _in_words(problems | self.files.write()):
+        for text in in_words(problems | self.files.write()):
             note(f"{text} It is tried again when the next trial ends.")
         if self.progress is not None:
             self.progress.update(self.oracle.logical_trials())
@@ -466,20 +464,9 @@ def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
     if verbose:
         print(result.describe())
         print(f"Results are in {settings.output}")
-    for text in (*_in_words(problems), *_failures(result)):
+    for text in (*in_words(problems), *_failures(result)):
         warnings.warn(text, SearchWarning, stacklevel=3)
     return result
-
-
-def _in_words(problems: Mapping[str, Exception]) -> list[str]:
-    """A sentence for each reason that files could not be written."""
-    names = collections.defaultdict(list)
-    for name, error in problems.items():
-        names[_user_errors.describe(error)].append(name)
-    return [
-        f"{', '.join(files)} could not be written: {reason.rstrip('.')}."
-        for reason, files in names.items()
-    ]
 
 
 def _failures(result: SearchResult) -> Iterable[str]:
@@ -487,16 +474,14 @@ def _failures(result: SearchResult) -> Iterable[str]:
     failed = [trial for trial in result.trials if trial.state == "failed"]
     if not failed or result.best_trial is None:
         return
-    reasons = collections.Counter(
-        (" ".join((trial.reason or "").split()), trial.place or "")
-        for trial in failed
-    )
-    (reason, place), count = reasons.most_common(1)[0]
-    first = next(
-        trial for trial in failed if (trial.place or "") == place
-    )
+    kinds = collections.Counter((t.reason, t.place) for t in failed)
+    (kind, count) = kinds.most_common(1)[0]
+    first = next(t for t in failed if (t.reason, t.place) == kind)
+    reason = " ".join((first.reason or "").split()).rstrip(".")
+    place = f" ({first.place})" if first.place else ""
     yield (
         f"{len(failed)} of {len(result.trials)} trials failed, {count} of them "
-        f"with {reason.rstrip('.')}{place and f' ({place})'}. trials.csv has "
-        f"all reasons; trial {first.number} is one of them."
+        f"with: {reason}{place}. Trial {first.number} is one of these; "
+        f"{result.output / 'trials.csv'} has all reasons, and the folder of a "
+        "trial has the traceback."
     )
