@@ -231,6 +231,17 @@ def test_a_database_elsewhere(tmp_path, report):
         SearchResult.load(output, storage=other)
 
 
+@pytest.mark.parametrize(
+    "storage",
+    ["postgresql+psycopg://me:secret@127.0.0.1:9/a", "sqlite:////no/a.db"],
+)
+def test_a_database_that_does_not_answer_is_one_line(done, report, storage):
+    code, printed = report(done.output, f"--storage={storage}")
+    assert code == 2
+    assert printed.err.startswith("keras-adamax-tune: error: The database ")
+    assert printed.err.count("\n") == 1 and "secret" not in printed.err
+
+
 def test_postgresql_is_read_and_no_password_is_kept(
     tmp_path, postgresql_url, report
 ):

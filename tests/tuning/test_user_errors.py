@@ -194,6 +194,24 @@ def test_failed_trials_are_a_warning_in_python(tmp_path):
     assert result.trials[1].place == line_of(searched.Failing.on_epoch_end)
 
 
+def test_an_installed_package_of_the_users_is_own_code(
+    command, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "site-packages" / "installed_models"
+    folder.mkdir(parents=True)
+    path = folder / "__init__.py"
+    path.write_text("def load():\n    return {}['x']\n")
+    monkeypatch.syspath_prepend(folder.parent)
+    code = cli.main(
+        [
+            "tests.tuning.searched:build_model",
+            *("--data=installed_models:load", "--output=out"),
+        ]
+    )
+    assert code == 2
+    assert f"({path}, line 2, in load)" in capsys.readouterr().err
+
+
 def test_code_of_a_prompt_is_the_users():
     script = (
         "from keras_adamax_tuning import _user_errors\n"
@@ -212,7 +230,8 @@ def test_code_of_a_prompt_is_the_users():
 
 def test_an_error_in_a_library_that_nobody_of_ours_called_has_no_place():
     try:
-        exec(compile("import json; json.loads('{')", keras.__file__, "exec"))
+        code = compile("import json; json.loads('{')", keras.__file__, "exec")
+        exec(code, {"__name__": "keras"})
     except ValueError as error:
         error.__traceback__ = error.__traceback__.tb_next
         assert _user_errors.place_of(error) is None

@@ -37,6 +37,7 @@ def load_reference(reference: str, what: str) -> Any:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    _user_errors.note_own(module_name)
     try:
         found = importlib.import_module(module_name)
     except Exception as error:

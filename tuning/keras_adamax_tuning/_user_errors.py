@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import site
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -16,13 +17,27 @@ from typing import Any
 # How Keras prints parts of its messages.
 _BOLD = re.compile("\x1b\\[[0-9;]*m")
 _PLACE = "_keras_adamax_place"
+_LIBRARIES = {"keras", "keras_adamax", "keras_adamax_tuning", "keras_tuner"}
+# Top-level packages that are the user's own, though they may be installed.
+_own_packages: set[str] = set()
+
+
+def note_own(*given: Any) -> None:
+    """Takes the packages of functions, or of names of modules, for own code."""
+    for value in given:
+        name = value
+        if not isinstance(value, str):
+            name = getattr(value, "__module__", None) if callable(value) else ""
+        package = (name or "").partition(".")[0]
+        if package and package not in _LIBRARIES | sys.stdlib_module_names:
+            _own_packages.add(package)
 
 
 def place_of(error: BaseException) -> str | None:
     """The last line of the user's own code that an error passed through.
 
     Own code is what belongs neither to Python, nor to an installed package,
-    nor to this one.
+    nor to this one; and the packages that `note_own` was told of.
 
     Args:
         error: The error, with its traceback, or one that `unpack` returned.
@@ -130,6 +145,9 @@ def _is_own_code(frame: Any) -> bool:
         return frame.f_globals.get("__name__") == "__main__"
     if "__autograph_generated_file" in name:  # TensorFlow's copy of the code
         return False
+    module = frame.f_globals.get("__name__") or ""
+    if module.partition(".")[0] in _own_packages:
+        return True
     if {"site-packages", "dist-packages"} & set(Path(name).parts):
         return False
     return not os.path.abspath(name).startswith(_folders_of_others())

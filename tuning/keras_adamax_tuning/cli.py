@@ -152,11 +152,15 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from keras_adamax_tuning import _reports
+    from keras_adamax_tuning import _errors, _reports
     from keras_adamax_tuning.search import quiet_optuna
 
     quiet_optuna()
-    print(_reports.report(options.output, options.storage))
+    try:
+        print(_reports.report(options.output, options.storage))
+    except _errors.StorageError as error:
+        _say(f"error: {_one_line(error)}")
+        return _WRONG_USE
     return _DONE
 
 

@@ -21,6 +21,7 @@ from keras_adamax_tuning import (
     _record,
     _signals,
     _storage,
+    _user_errors,
     _workers,
 )
 from keras_adamax_tuning._data import Data, as_data
@@ -372,6 +373,9 @@ def _make_tuner(settings: _Settings) -> _Worker:
 
 def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     """Runs trials in this process until none is left."""
+    _user_errors.note_own(
+        settings.build_model, settings.data, settings.callbacks_factory
+    )
     hypermodel = _make_hypermodel(settings)
     _make_oracle(settings)  # checks its arguments
     data = as_data(settings.data, settings.validation_split)
