@@ -1,6 +1,7 @@
 """`SearchResult.load` and `keras-adamax-tune report`, in any state."""
 
 import hashlib
+import importlib
 import json
 import os
 import sqlite3
@@ -97,8 +98,7 @@ def test_the_users_module_is_not_needed(tmp_path, report):
         "    return model\n"
     )
     sys.path.insert(0, str(tmp_path))
-    import mine
-
+    mine = importlib.import_module("mine")
     try:
         run_search(
             mine.build_model,

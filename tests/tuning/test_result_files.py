@@ -371,16 +371,42 @@ def test_a_defect_in_a_figure_loses_nothing_else(
     assert_of_one_trial(result.output, result.best_trial)
 
 
-def test_without_matplotlib_the_result_is_there(tmp_path):
+# The kernel refuses what is longer, as it does on a full disk.
+FULL = """
+import resource
+from keras_adamax_tuning import figures
+save_figures = figures.save_figures
+def save_on_a_full_disk(*arguments):
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    return save_figures(*arguments)
+figures.save_figures = save_on_a_full_disk
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (
+            "sys.modules['matplotlib'] = None",
+            "ImportError: Figures need matplotlib",
+        ),
+        (FULL, "OSError: [Errno 27] File too large"),
+    ],
+    ids=["no matplotlib", "full"],
+)
+def test_figures_that_cannot_be_drawn_do_not_lose_the_result(
+    tmp_path, before, words
+):
     output = tmp_path / "out"
-    before = "sys.modules['matplotlib'] = None"
     done = run_script(SCRIPT.format(before=before, callbacks="trace"), output)
     assert done.returncode == 0, done.stderr
     result = SearchResult.load(output)
     assert done.stdout.strip() == str(result.best_trial.number)
     assert_of_one_trial(output, result.best_trial)
     assert "figures/scores.png" in done.stderr
-    assert "ImportError: Figures need matplotlib" in done.stderr
+    assert words in done.stderr
 
 
 def test_a_warning_that_the_user_makes_an_error_comes_last(

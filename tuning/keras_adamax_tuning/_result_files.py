@@ -174,7 +174,8 @@ def _turn(path: Path, patience: float | None) -> Iterator[bool]:
         yield True
         return
     end = time.monotonic() + (patience or 0.0)
-    with open(path, "r+b") as file:
+    # A lock over NFS needs a file that this process may write.
+    with open(path, "r+b" if os.access(path, os.W_OK) else "rb") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

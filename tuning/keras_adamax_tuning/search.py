@@ -314,7 +314,9 @@ class _Worker(OptunaTuner):
         problems: dict[str, Exception] = {}
         if trial.status == TrialStatus.COMPLETED:
             score = self.oracle.result_so_far(trial.trial_id)["score"]
-            problems = self.files.prepare(trial.trial_id, score)
+            # A large model takes its time.
+            with self.oracle.heartbeat(trial.trial_id):
+                problems = self.files.prepare(trial.trial_id, score)
         super().on_trial_end(trial)
         for text in in_words(problems | self.files.write()):
             note(f"{text} It is tried again when the next trial ends.")
