@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import keras
@@ -127,3 +128,42 @@ def interrupt_second(trial, hp, folder):
 def terminate_second(trial, hp, folder):
     del hp, folder
     return [Signal(signal.SIGTERM)] if trial.trial_id == "0001" else []
+
+
+def missing_key():
+    return {"x": 0}["x_train"]
+
+
+def leaves():
+    sys.exit("no data today")
+
+
+def keras_refuses(hp):
+    del hp
+    return keras.layers.Dense("three")
+
+
+def interrupt_third(trial, hp, folder):
+    del hp, folder
+    return [Signal(signal.SIGINT)] if trial.trial_id == "0002" else []
+
+
+def kill_third(trial, hp, folder):
+    del hp, folder
+    return [Signal(signal.SIGKILL)] if trial.trial_id == "0002" else []
+
+
+def fail_but_first(trial, hp, folder):
+    del hp, folder
+    return [] if trial.trial_id == "0000" else [Failing()]
+
+
+class TwoTexts(Exception):
+    """An error that pickle cannot make again."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+def raise_two_texts(hp):
+    raise TwoTexts("one", "two")

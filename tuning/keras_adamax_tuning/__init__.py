@@ -15,11 +15,13 @@ if TYPE_CHECKING or "keras" in sys.modules:
     from keras_adamax_tuning._errors import (
         ConsecutiveFailuresError,
         SearchMismatchError,
+        SearchWarning,
         StorageError,
     )
     from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
     from keras_adamax_tuning.logical_trial import LogicalTrial
     from keras_adamax_tuning.optuna_oracle import OptunaOracle
+    from keras_adamax_tuning.results import SearchResult
     from keras_adamax_tuning.search import run_search
     from keras_adamax_tuning.search_space import AdamaxClippedSpace, Range
     from keras_adamax_tuning.tuner import OptunaTuner
@@ -33,6 +35,8 @@ __all__ = [
     "OptunaTuner",
     "Range",
     "SearchMismatchError",
+    "SearchResult",
+    "SearchWarning",
     "StorageError",
     "run_search",
 ]
@@ -46,6 +50,8 @@ _MODULES = {
     "OptunaTuner": "tuner",
     "Range": "search_space",
     "SearchMismatchError": "_errors",
+    "SearchResult": "results",
+    "SearchWarning": "_errors",
     "StorageError": "_errors",
     "run_search": "search",
 }

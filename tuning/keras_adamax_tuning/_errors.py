@@ -18,3 +18,7 @@ class StorageUrlError(StorageError, ValueError):
 
 class ConsecutiveFailuresError(RuntimeError):
     """So many trials failed one after another that the search has stopped."""
+
+
+class SearchWarning(UserWarning):
+    """A search has its result, but not all of it went as it should."""

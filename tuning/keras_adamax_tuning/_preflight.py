@@ -1,18 +1,15 @@
 """Whether model and data fit, found out before the first trial."""
 
-import re
-import traceback
 from typing import Any
 
 import keras
 import keras_tuner
 
+from keras_adamax_tuning import _user_errors
 from keras_adamax_tuning._data import Data
 
 # What our callbacks add to the logs.
 _RECORDED = {"clip_rate", "weight_delta", "weight_delta_ratio"}
-# How Keras prints parts of its messages.
-_BOLD = re.compile("\x1b\\[[0-9;]*m")
 
 
 def check_model_takes_data(
@@ -32,13 +29,18 @@ def check_model_takes_data(
 
     Raises:
         TypeError: If the builder does not return a model.
-        ValueError: If the builder fails, the model does not take the data, or
-            it lacks the objective.
+        ValueError: If the model does not take the data, or lacks the
+            objective.
+        Exception: What the builder raises.
     """
     try:
         model = hypermodel.build(keras_tuner.HyperParameters())
     except Exception as error:
-        raise _as_wrong_use(error) from error
+        error.add_note(
+            "`build_model` fails with the default hyperparameters, which the "
+            "search tries before its first trial."
+        )
+        raise
     if not data.is_arrays or _has_own_step(type(model)):
         return
     shapes = []
@@ -57,7 +59,7 @@ def check_model_takes_data(
     except Exception as error:
         raise ValueError(
             f"The model does not take the data: a row of x has the shape "
-            f"{shapes[0]}, of y {shapes[1]}. {_first_lines(error)}"
+            f"{shapes[0]}, of y {shapes[1]}. {_what_went_wrong(error)}"
         ) from error
     if objective and objective.removeprefix("val_") not in logs:
         raise ValueError(
@@ -72,30 +74,7 @@ def _has_own_step(kind: type) -> bool:
     return kind.train_step is not keras.Model.train_step  # type: ignore[attr-defined]
 
 
-def _as_wrong_use(error: Exception) -> Exception:
-    """An error of the user's builder in one line, with its place.
-
-    Errors of this package say all that there is to say.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    packages = ("keras_adamax", "keras_adamax_tuning", "keras_tuner")
-    inside = [
-        frame
-        for frame in frames
-        if not any(f"/{name}/" in frame.filename for name in packages)
-    ]
-    if frames and frames[-1] not in inside:
-        return error
-    place = inside[-1] if inside else frames[-1]
-    return ValueError(
-        "`build_model` fails with the default hyperparameters: "
-        f"{type(error).__name__}: {_first_lines(error)} ({place.filename}, "
-        f"line {place.lineno})."
-    )
-
-
-def _first_lines(error: Exception, length: int = 300) -> str:
-    text = " ".join(_BOLD.sub("", str(error)).split())
-    # What Keras adds repeats the shapes.
-    text = text.partition(" Arguments received by ")[0]
-    return text if len(text) <= length else f"{text[:length]}..."
+def _what_went_wrong(error: Exception) -> str:
+    if _user_errors.place_of(error) is not None:
+        return _user_errors.describe(error)
+    return _user_errors.first_lines(error)

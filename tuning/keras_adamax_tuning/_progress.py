@@ -53,7 +53,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Prints a line for each trial that ended since the last look.
 
-        trial 7: 0.1234 in 12 s | 7 of 40 done | best 0.0967 (trial 3) | ...
+        trial 6: 0.1234 in 12 s | 7 of 40 done | best 0.0967 (trial 3) | ...
+
+    Trials are numbered from 0.
 
     Args:
         max_trials: Integer. How many trials the search has.

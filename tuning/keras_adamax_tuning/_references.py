@@ -3,8 +3,9 @@
 import importlib
 import os
 import sys
-import traceback
 from typing import Any
+
+from keras_adamax_tuning import _user_errors
 
 
 def load_reference(reference: str, what: str) -> Any:
@@ -36,13 +37,14 @@ def load_reference(reference: str, what: str) -> Any:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    _user_errors.note_own(module_name)
     try:
         found = importlib.import_module(module_name)
     except Exception as error:
         raise ImportError(
-            f"{what} {reference!r} cannot be imported: {_culprit(error)}. "
-            f"Modules are looked for in {folder}, in PYTHONPATH and among the "
-            "installed packages."
+            f"{what} {reference!r} cannot be imported: "
+            f"{_user_errors.describe(error)}. Modules are looked for in "
+            f"{folder}, in PYTHONPATH and among the installed packages."
         ) from error
     for part in name.split("."):
         try:
@@ -54,12 +56,3 @@ def load_reference(reference: str, what: str) -> Any:
                 f"{part!r}."
             ) from None
     return found
-
-
-def _culprit(error: Exception) -> str:
-    """The error in words, with the line of the user's file that raised it."""
-    place = ""
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames and "importlib" not in frames[-1].filename:
-        place = f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    return f"{type(error).__name__}: {error}{place}"

@@ -71,7 +71,7 @@ def sqlite_file(url: str) -> Path | None:
     Raises:
         StorageError: If it is no URL.
     """
-    parsed = _parse(url)
+    parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return None
     return Path(parsed.database).resolve()
@@ -102,7 +102,7 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
                 "Give its URL instead."
             )
         return storage
-    url = _parse(storage)
+    url = parse_url(storage)
     if url.get_backend_name() == "sqlite" and url.database in (
         None,
         "",
@@ -113,10 +113,6 @@ def open_storage(storage: str | BaseStorage) -> BaseStorage:
             "Received: SQLite in memory. Name a file (sqlite:///search.db), or "
             "give storage=optuna.storages.InMemoryStorage()."
         )
-    if url.drivername in ("postgresql", "postgres"):
-        # Which driver that means depends on the release of SQLAlchemy, which
-        # does not know the second name any more.
-        url = url.set(drivername="postgresql+psycopg")
     text = storage
     if url.get_backend_name() != "sqlite":
         text = url.render_as_string(hide_password=False)
@@ -134,7 +130,7 @@ def expect_answer(storage: str) -> None:
 
 def _open(storage: str, url: sqlalchemy.URL) -> RDBStorage:
     _create_tables(storage)
-    opened = _make(storage, _engine_options(url))
+    opened = make(storage, _engine_options(url))
     # Connections end with the storage, not when the collector comes by.
     weakref.finalize(opened, opened.engine.dispose)
     _tell_outages(opened)
@@ -143,17 +139,24 @@ def _open(storage: str, url: sqlalchemy.URL) -> RDBStorage:
     return opened
 
 
-def _make(storage: str, engine_options: dict[str, Any]) -> RDBStorage:
+def make(
+    url: str, engine_options: dict[str, Any], skip_table_creation: bool = False
+) -> RDBStorage:
+    """Optuna's storage of a URL, which may have braces in it."""
     # Optuna takes braces for a template of its own.
-    template = storage.replace("{", "{{").replace("}", "}}")
-    return RDBStorage(template, engine_kwargs=engine_options)
+    template = url.replace("{", "{{").replace("}", "}}")
+    return RDBStorage(
+        template,
+        engine_kwargs=engine_options,
+        skip_table_creation=skip_table_creation,
+    )
 
 
 def _create_tables(url: str) -> None:
     for attempt in range(_ATTEMPTS_TO_CREATE_TABLES):
         try:
             # Without a pool, so that a lost race leaves no connection open.
-            _make(url, {"poolclass": sqlalchemy.NullPool})
+            make(url, {"poolclass": sqlalchemy.NullPool})
             return
         except ImportError as error:
             raise _database_errors.DriverMissing() from error
@@ -184,7 +187,7 @@ def _is_lost_race(error: BaseException) -> bool:
     return bool(cause.args) and cause.args[0] in _LOST_RACE_NUMBERS
 
 
-def _parse(url: str) -> sqlalchemy.URL:
+def parse_url(url: str) -> sqlalchemy.URL:
     if not isinstance(url, str):
         raise TypeError(
             "`storage` must be a database URL, an Optuna storage or None. "
@@ -207,6 +210,10 @@ def _parse(url: str) -> sqlalchemy.URL:
             "password, and %2F in place of each /. Received: a URL with more "
             "than one @ (not shown, because it may hold a password)."
         ) from None
+    if parsed.drivername in ("postgresql", "postgres"):
+        # Which driver that means depends on the release of SQLAlchemy, which
+        # does not know the second name any more.
+        parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed
 
 

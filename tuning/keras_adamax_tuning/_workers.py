@@ -12,13 +12,12 @@ import os
 import pickle
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 
-from keras_adamax_tuning import _signals
+from keras_adamax_tuning import _signals, _user_errors
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
     StorageError,
@@ -31,18 +30,16 @@ _INTERRUPTED, _FAILED = 130, 2
 # length that `multiprocessing` puts before them): a worker that is killed while
 # it sends leaves no part that its parent would wait for the rest of.
 _PART = 500
-# Errors that a worker hands to its parent: what a user can mend.
-_ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error
-    for error in (
-        ConsecutiveFailuresError,
-        ImportError,
-        OSError,
-        StorageError,
-        TypeError,
-        ValueError,
-    )
-}
+# Errors that a worker hands to its parent, beside those of the user's own
+# functions: what a user can mend.
+_ERRORS = (
+    ConsecutiveFailuresError,
+    ImportError,
+    OSError,
+    StorageError,
+    TypeError,
+    ValueError,
+)
 
 
 class _Worker:
@@ -72,7 +69,7 @@ class _Worker:
         except (EOFError, OSError):  # it has ended
             self._is_open = False
 
-    def failure(self) -> tuple[str, str, str] | None:
+    def failure(self) -> tuple[str, ...] | None:
         """What `_say` was given, if all of it has come."""
         if not self._parts or self._parts[-1]:
             return None
@@ -150,9 +147,9 @@ def _wait(
     workers: dict[int, _Worker],
     look: Callable[[], None],
     say: Callable[[str], None],
-) -> Exception | None:
+) -> BaseException | None:
     running = dict(workers)
-    failure: Exception | None = None
+    failure: BaseException | None = None
     finished = stopped = 0
     while running:
         _listen(running.values())
@@ -168,9 +165,9 @@ def _wait(
             if process.exitcode == 0:
                 finished += 1
             elif process.exitcode == _FAILED and said is not None:
-                kind, message, trace = said
-                failure = failure or _ERRORS[kind](message)
-                failure.add_note(f"In worker {number}:\n{trace}")
+                failure = failure or _user_errors.unpack(
+                    f"worker {number}", *said
+                )
             else:
                 stopped += process.exitcode == _INTERRUPTED
                 say(
@@ -249,19 +246,16 @@ def _run(
         work(settings)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED)
-    except tuple(_ERRORS.values()) as error:
-        kinds = [
-            name for name, kind in _ERRORS.items() if isinstance(error, kind)
-        ]
-        _say(outbox, kinds[0], _text_of(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:
+        mendable = isinstance(error, _ERRORS) or (
+            # Fewer workers may have memory enough.
+            not isinstance(error, MemoryError)
+            and _user_errors.place_of(error) is not None
+        )
+        if not mendable:
+            raise
+        _say(outbox, *_user_errors.pack(error))
         _leave(_FAILED)
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as other:  # of a class of the user's
-        return f"{type(error).__name__}, whose text raises {other!r}"
 
 
 def _say(outbox: Any, *texts: str) -> None:

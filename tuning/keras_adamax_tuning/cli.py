@@ -5,9 +5,12 @@ and Keras reads its backend when it is imported.
 """
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,19 +18,33 @@ from keras_adamax_tuning import _credentials
 
 _PROGRAM = "keras-adamax-tune"
 _DONE, _WRONG_USE, _ALL_FAILED, _INTERRUPTED = 0, 2, 3, 130
-_WORKERS_DIED, _DATABASE = 1, 4
+_BROKE_OFF, _DATABASE = 1, 4
 
 _EPILOG = """\
 exit codes:
-  0    the search is done
-  1    all workers died; the same command goes on
-  2    wrong use; one line on standard error says what to do
+  0    the search is done; standard error says how many trials failed, if any
+  1    all workers died, or the program failed; the same command goes on
+  2    wrong use, or an error in your own code; one line on standard error
+       says what and where
   3    no trial completed, or too many failed one after another
   4    the database cannot be reached or used; the same command goes on
   130  interrupted (Ctrl-C or SIGTERM); the same command goes on
 
 The same command creates a search, goes on with it after any crash, and joins
-it from another process or machine.
+it from another process or machine. At any time, also after a crash,
+
+    keras-adamax-tune report OUTPUT
+
+shows its best trials, draws its figures and names its best model.
+"""
+_REPORT_EPILOG = """\
+It needs neither the model nor the data. It writes nothing into the database,
+and does not disturb workers that run. Into FOLDER it writes the figures and,
+if a killed worker could not, trials.csv, best.keras and best_optimizer.json.
+
+exit codes:
+  0    the report is there, whatever the state of the search
+  2    wrong use; one line on standard error says what to do
 """
 
 
@@ -51,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Sequence of strings. Defaults to `sys.argv[1:]`.
 
     Returns:
-        0 when the search is done, 1 if all workers died, 2 for wrong use, 3
-        if all trials failed, 4 if the database cannot be used, 130 if it was
+        0 when the search is done, 1 if all workers died or the program
+        failed, 2 for wrong use or an error in the user's own code, 3 if all
+        trials failed, 4 if the database cannot be used, 130 if it was
         interrupted.
 
     Example:
@@ -61,15 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     secrets = _credentials.secrets(given)
-    parser = _parser()
+    is_report = given[:1] == ["report"]
+    parser = _report_parser() if is_report else _parser()
     parser.secrets = secrets
     try:
-        options = parser.parse_args(given)
+        options = parser.parse_args(given[is_report:])
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
         _choose_backend(options.backend)
-        return _search(options)
+        with _warnings_in_one_line():
+            return _report(options) if is_report else _search(options)
     except KeyboardInterrupt:
         shown = _credentials.join(given)
         how = ""
@@ -81,9 +101,87 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"interrupted; nothing is lost. To go on, run{how}:")
         print(f"    {_PROGRAM} {shown}", file=sys.stderr)
         return _INTERRUPTED
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        _say(f"error: {_credentials.hide(_one_line(error), secrets)}")
+    except (Exception, SystemExit) as error:
+        return _explain(error, options, secrets)
+
+
+def _explain(
+    error: BaseException, options: argparse.Namespace, secrets: set[str]
+) -> int:
+    """Says what an error means; returns the exit code."""
+    from keras_adamax_tuning import _user_errors
+
+    def hide(text: str) -> str:
+        return _credentials.hide(text, secrets)
+
+    place = _user_errors.place_of(error)
+    kinds = (ImportError, OSError, TypeError, ValueError)
+    is_wrong_use = place is None and isinstance(error, kinds)
+    trace = hide("".join(traceback.format_exception(error)))
+    if options.debug or (place is None and not is_wrong_use):
+        print(trace, end="", file=sys.stderr)
+    if is_wrong_use:
+        _say(f"error: {hide(_one_line(error))}")
         return _WRONG_USE
+    said = hide(_user_errors.describe(error))
+    if place is None:
+        _say(f"error: {said}. This is no error of yours; please report it.")
+        return _BROKE_OFF
+    if not options.debug:
+        said += f". {_keep_traceback(trace, options.output)}"
+    _say(f"error: in your code: {said}")
+    return _WRONG_USE
+
+
+def _keep_traceback(trace: str, output: Path) -> str:
+    """Writes a traceback into the folder of a search; says where it is."""
+    from keras_adamax import _atomic_files
+    from keras_adamax_tuning import _identity
+
+    advice = "--debug shows the whole traceback"
+    if not (output / _identity.FILE).exists():
+        return advice
+    path = output / "error.txt"
+    try:
+        _atomic_files.replace(path, trace.encode())
+    except OSError:  # the error that is reported must not give way to this
+        return advice
+    return f"The whole traceback is in {path}"
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Shows what went wrong with a search as this program's own lines."""
+    from keras_adamax_tuning import _errors
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", _errors.SearchWarning)
+        show = warnings.showwarning
+
+        def show_in_one_line(message: Any, category: Any, *rest: Any) -> None:
+            if issubclass(category, _errors.SearchWarning):
+                _say(f"warning: {message}")
+            else:
+                show(message, category, *rest)
+
+        warnings.showwarning = show_in_one_line
+        yield
+
+
+def _report(options: argparse.Namespace) -> int:
+    from keras_adamax_tuning import _errors, _reports
+    from keras_adamax_tuning.search import quiet_optuna
+
+    quiet_optuna()
+    try:
+        print(_reports.report(options.output, options.storage))
+    except _errors.StorageUrlError as error:
+        _say(f"error: {_one_line(error)}")
+        return _WRONG_USE
+    except _errors.StorageError as error:
+        _say(f"error: {_one_line(error)}")
+        return _DATABASE
+    return _DONE
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -93,6 +191,10 @@ def _search(options: argparse.Namespace) -> int:
     from keras_adamax_tuning.search import quiet_optuna, run_search
 
     quiet_optuna()
+    if options.debug:
+        import keras
+
+        keras.config.disable_traceback_filtering()
     try:
         result = run_search(
             load_reference(options.build_model, "The model builder"),
@@ -129,7 +231,7 @@ def _search(options: argparse.Namespace) -> int:
         return _ALL_FAILED
     except _workers.WorkersDiedError as error:
         _say(f"error: {_one_line(error)}")
-        return _WORKERS_DIED
+        return _BROKE_OFF
     if result.best_trial is None:
         _say(
             f"error: none of the {len(result.trials)} trials completed; "
@@ -255,11 +357,7 @@ def _parser() -> _Parser:
         type=Path,
         help="folder of the search; all workers must reach it",
     )
-    add(
-        "--backend",
-        choices=("tensorflow", "jax", "torch"),
-        help="what Keras computes with (default: as Keras is configured)",
-    )
+    _add_backend(parser)
     group = parser.add_argument_group("what is searched")
     add = group.add_argument
     add(
@@ -379,7 +477,46 @@ def _parser() -> _Parser:
         help="accepted for clarity: a search that exists is always gone on "
         "with",
     )
+    _add_debug(parser)
     return parser
+
+
+def _report_parser() -> _Parser:
+    parser = _Parser(
+        prog=f"{_PROGRAM} report",
+        description="Shows a search that runs, was interrupted or is done.",
+        epilog=_REPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "output", metavar="FOLDER", type=Path, help="folder of the search"
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="database of the search, if it was given one (default: SQLite "
+        "in the folder)",
+    )
+    _add_backend(parser)
+    _add_debug(parser)
+    return parser
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("tensorflow", "jax", "torch"),
+        help="what Keras computes with (default: as Keras is configured)",
+    )
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="print the whole traceback of an error",
+    )
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ def save_figures(
     objective: str,
     direction: str,
     folder: Path,
+    on_error: Callable[[str, Exception], None] | None = None,
 ) -> list[Path]:
     """Writes all four figures as PNG files; older ones are replaced.
 
@@ -157,6 +158,9 @@ def save_figures(
         objective: String. Name of the score.
         direction: `"min"` or `"max"`.
         folder: Where to write; created if it is missing.
+        on_error: Called with the name of a figure that cannot be drawn or
+            written, and the exception; the others are drawn nevertheless.
+            Defaults to `None`: the exception is raised.
 
     Returns:
         The paths of the files.
@@ -187,13 +191,20 @@ def save_figures(
     }
     paths = []
     for name, make in draw.items():
-        figure = make()
-        folder.mkdir(parents=True, exist_ok=True)
-        paths.append(folder / f"{name}.png")
-        _atomic_files.write(
-            paths[-1],
-            functools.partial(figure.savefig, dpi=150, facecolor="white"),
-        )
+        path = folder / f"{name}.png"
+        try:
+            figure = make()
+            folder.mkdir(parents=True, exist_ok=True)
+            _atomic_files.write(
+                path,
+                functools.partial(figure.savefig, dpi=150, facecolor="white"),
+            )
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(name, error)
+        else:
+            paths.append(path)
     return paths
 
 

@@ -262,7 +262,7 @@ def _as_hypermodel(given: Any) -> keras_tuner.HyperModel:
             f"keras.Model, or a HyperModel. Received: build_model={given!r} "
             f"(of type {type(given).__name__})."
         )
-    owner = getattr(given, "__self__", None)
+    owner: Any = getattr(given, "__self__", None)
     if (
         isinstance(owner, keras_tuner.HyperModel)
         and type(owner).fit is not keras_tuner.HyperModel.fit

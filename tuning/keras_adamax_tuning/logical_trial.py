@@ -37,6 +37,7 @@ class LogicalTrial:
         seconds: How long the attempt that counts took.
         finished_at: When it ended.
         seed: The seed that `keras.utils.set_random_seed` was given.
+        place: The last line of the user's own code that an exception passed.
     """
 
     number: int
@@ -54,6 +55,7 @@ class LogicalTrial:
     seconds: float | None
     finished_at: datetime.datetime | None
     seed: int | None
+    place: str | None = None
 
 
 def logical_trials(
@@ -106,4 +108,5 @@ def _logical_trial(
         seconds=seconds,
         finished_at=None if state == "running" else last.datetime_complete,
         seed=proposal.get("seed"),
+        place=result.get("place"),
     )

@@ -388,6 +388,14 @@ class OptunaOracle(keras_tuner.Oracle):
                 f"{advice}"
             )
 
+    def without_credentials(self, text: str) -> str:
+        """A text with `***` in place of the database's password.
+
+        A callback may use the same database, and quote its URL in an error.
+        """
+        secrets = _database_errors.secrets_of(self._storage)
+        return _credentials.hide(text, secrets)
+
     # KerasTuner's interface.
 
     def create_trial(self, tuner_id: str) -> keras_tuner_trial.Trial:
@@ -842,10 +850,8 @@ class OptunaOracle(keras_tuner.Oracle):
                 last_line = trial.message.strip().splitlines()[-1]
                 result.setdefault("reason", last_line)
             result.setdefault("reason", "It failed without a message.")
-            # A callback may use the same database, and quote its URL.
-            secrets = _database_errors.secrets_of(self._storage)
             for name in {"reason", "traceback"} & set(result):
-                result[name] = _credentials.hide(result[name], secrets)
+                result[name] = self.without_credentials(result[name])
         elif trial.status == PRUNED:
             state = TrialState.PRUNED
             value = self._last_report(running.attempt_id)
@@ -917,11 +923,12 @@ class OptunaOracle(keras_tuner.Oracle):
             entry.last.state == TrialState.FAIL for entry in latest
         ):
             last = logical_trials(latest[-1:], self.max_retries)[0]
+            place = "" if last.place is None else f" ({last.place})"
             raise ConsecutiveFailuresError(
                 f"{len(latest)} trials failed one after another, which is "
                 "what `max_consecutive_failures` allows. The last one, trial "
-                f"{last.number}: {last.reason} Mend it and start the same "
-                "search again to go on."
+                f"{last.number}: {last.reason}{place} Mend it and start the "
+                "same search again to go on."
             )
 
     def update_space(
@@ -1021,7 +1028,7 @@ class OptunaOracle(keras_tuner.Oracle):
         again = ""
         if len(entry.attempts) > 1:
             again = f" (attempt {len(entry.attempts)})"
-        print(f"Trial {entry.number + 1} of {self.max_trials}{again}")
+        print(f"Trial {entry.number} (0 to {self.max_trials - 1}){again}")
         for name, value in trial.hyperparameters.values.items():
             is_float = isinstance(value, float)
             print(f"  {name}: {f'{value:.5g}' if is_float else value}")
@@ -1044,7 +1051,7 @@ class OptunaOracle(keras_tuner.Oracle):
             said = f"{self.objective.name} {trial.score:.5g}"
         best = self.get_best_trials()
         best_said = f" (best: {best[0].score:.5g})" if best else ""
-        print(f"Trial {running.number + 1}: {said}{best_said}")
+        print(f"Trial {running.number}: {said}{best_said}")
 
 
 def _duplicates(

@@ -4,16 +4,19 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_adamax import AdamaxClipped, _atomic_files
-from keras_adamax_tuning import _names
+from keras_adamax_tuning import _identity, _names, _record, figures
 from keras_adamax_tuning._progress import best_of, duration
 
+# What the zip file of a best model says about itself.
+_MODEL_OF = "keras_adamax trial "
 # Recorded beside the score by the callbacks that are on by default.
 _METRICS = ("clip_rate", "weight_delta", "weight_delta_ratio")
 _COLUMNS = (
@@ -24,6 +27,7 @@ _COLUMNS = (
     "attempts",
     "trial_id",
     "reason",
+    "place",
     "seconds",
     "finished_at",
 )
@@ -33,11 +37,17 @@ _COLUMNS = (
 class SearchResult:
     """What `run_search` returns; everything in it is in `output`, too.
 
+    `SearchResult.load` reads it from there, in any state of the search.
+
     Attributes:
         output: Folder of the search.
         objective: Name of the score.
         direction: `"min"` or `"max"`.
         trials: All `LogicalTrial`s, by number.
+        hyperparameters: KerasTuner's hyperparameters, for the ranges and
+            scales of figures. Empty where they are not known.
+        max_trials: How many trials the search has; `None` where that is not
+            known.
 
     Example:
         >>> result = SearchResult(
@@ -51,11 +61,76 @@ class SearchResult:
     objective: str
     direction: str
     trials: tuple[Any, ...]
+    hyperparameters: tuple[Any, ...] = dataclasses.field(
+        default=(), repr=False, compare=False
+    )
+    max_trials: int | None = None
+
+    @classmethod
+    def load(cls, output: Any, storage: str | None = None) -> "SearchResult":
+        """Reads a search from its folder, whether it runs or not.
+
+        Nothing is written, and neither the model builder nor the data are
+        needed. Workers that run are not disturbed.
+
+        Args:
+            output: Path of the folder of the search.
+            storage: String or None. URL of the database, if the search was
+                given one: it may hold a password, so the folder does not
+                have it. Defaults to `None`: SQLite in `output`.
+
+        Returns:
+            A `SearchResult`.
+
+        Raises:
+            FileNotFoundError: If there is no search in the folder.
+            ValueError: If the record of the search is elsewhere, and `storage`
+                does not name it.
+            StorageError: If the database cannot be read.
+
+        Example:
+            >>> from keras_adamax_tuning import run_search
+            >>> result = run_search(
+            ...     build_model, (x, y), max_trials=1, epochs=1,
+            ...     output="runs/search2", verbose=False,
+            ... )
+            >>> SearchResult.load("runs/search2").best_trial.state
+            'completed'
+        """
+        return cls.of(_record.read(Path(output).resolve(), storage))
+
+    @classmethod
+    def of(cls, record: _record.Record) -> "SearchResult":
+        """The search that a record describes, as it is now."""
+        return cls(
+            record.output,
+            record.objective,
+            record.direction,
+            tuple(record.trials()),
+            record.hyperparameters,
+            record.max_trials,
+        )
 
     @property
     def best_trial(self) -> Any | None:
         """The completed trial with the best score; None if there is none."""
         return best_of(self.trials, self.direction)
+
+    @property
+    def best_model_path(self) -> Path | None:
+        """File of the best trial's trained model; None if there is none.
+
+        It is `best.keras`; or, if the workers were killed before they could
+        rename it, a file in the best trial's folder.
+        """
+        best = self.best_trial
+        if best is None:
+            return None
+        path = self.output / "best.keras"
+        saved = model_of_trial(self.output, best.trial_id)
+        if trial_of_model(path) != best.trial_id and saved.exists():
+            return saved
+        return path if path.exists() else None
 
     def load_best_optimizer(self) -> AdamaxClipped:
         """A new optimizer as the best trial had it, from its file.
@@ -71,9 +146,49 @@ class SearchResult:
         """The trained model of the best trial, from its file.
 
         Raises:
-            ValueError: If no trial has completed.
+            ValueError: If no trial has completed, or its model is not saved.
         """
-        return keras.saving.load_model(self.output / "best.keras")
+        path = self.best_model_path
+        if path is None:
+            said = "No trial has completed."
+            if self.best_trial is not None:
+                said = (
+                    f"The model of trial {self.best_trial.number} is not "
+                    "saved. Start the search again to save it."
+                )
+            raise ValueError(
+                f"{self.output} must hold the model of the best trial. {said}"
+            )
+        return keras.saving.load_model(path)
+
+    def save_figures(
+        self,
+        folder: Any = None,
+        on_error: Callable[[str, Exception], None] | None = None,
+    ) -> list[Path]:
+        """Draws the figures of the search; older ones are replaced.
+
+        Args:
+            folder: Path of the folder to write to. Defaults to `None`:
+                `figures` in `output`.
+            on_error: As for `keras_adamax_tuning.figures.save_figures`.
+                Defaults to `None`.
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            OSError: If the folder cannot be written.
+        """
+        return figures.save_figures(
+            self.trials,
+            self.hyperparameters,
+            self.objective,
+            self.direction,
+            self.output / "figures" if folder is None else Path(folder),
+            on_error,
+        )
 
     def describe(self, count: int = 5) -> str:
         """A table of the best trials, the best one first."""
@@ -213,17 +328,45 @@ def write_best_optimizer(optimizer: AdamaxClipped, path: Path) -> None:
     _write(path, f"{text}\n")
 
 
-def write_best_model(model: keras.Model, path: Path) -> None:
+def write_best_model(
+    model: keras.Model, path: Path, trial_id: str | None = None
+) -> None:
     """Saves a model; an existing file is replaced in one step.
 
     Args:
         model: A `keras.Model`.
         path: File to write; must end in `.keras`.
+        trial_id: Name of the attempt that the model is of, for
+            `trial_of_model`. Defaults to `None`.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    _atomic_files.write(path, model.save)
+
+    def write(path: Path) -> None:
+        model.save(path)
+        if trial_id is not None:
+            with zipfile.ZipFile(path, "a") as file:
+                file.comment = f"{_MODEL_OF}{trial_id}".encode()
+
+    _atomic_files.write(path, write)
+
+
+def trial_of_model(path: Path) -> str | None:
+    """Name of the attempt that a model is of; None if the file has none."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            comment = file.comment.decode(errors="replace")
+    except (OSError, zipfile.BadZipFile):
+        return None
+    if not comment.startswith(_MODEL_OF):
+        return None
+    return comment.removeprefix(_MODEL_OF)
+
+
+def model_of_trial(output: Path, trial_id: str) -> Path:
+    """Where the model of a new best trial is, before it is `best.keras`."""
+    return output / _identity.TRIALS / f"trial_{trial_id}" / "model.keras"
 
 
 def _write(path: Path, text: str) -> None:

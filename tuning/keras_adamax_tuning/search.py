@@ -1,9 +1,9 @@
 """`run_search`: create a search or join it, in one process or in several."""
 
+import collections
 import dataclasses
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,27 @@ from keras_adamax_tuning import (
     _heap,
     _identity,
     _preflight,
+    _record,
     _signals,
     _storage,
     _tensorflow,
+    _user_errors,
     _workers,
-    figures,
-    results,
 )
 from keras_adamax_tuning._data import Data, as_data
-from keras_adamax_tuning._errors import ConsecutiveFailuresError
-from keras_adamax_tuning._progress import Progress
+from keras_adamax_tuning._errors import (
+    ConsecutiveFailuresError,
+    SearchWarning,
+)
+from keras_adamax_tuning._progress import Progress, note
+from keras_adamax_tuning._result_files import ResultFiles, in_words
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
-from keras_adamax_tuning.optuna_oracle import OptunaOracle
+from keras_adamax_tuning.optuna_oracle import OptunaOracle, TrialStatus
 from keras_adamax_tuning.results import SearchResult
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
 from keras_adamax_tuning.tuner import OptunaTuner
+
+_SECONDS_TO_WAIT_FOR_WRITERS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +104,14 @@ def run_search(
     their names: they must be functions of a module, and a script needs the
     usual `if __name__ == "__main__":`.
 
-    In `output` it leaves, beside the record of the trials, `trials.csv`,
-    `best.keras`, `best_optimizer.json` and the folder `figures`.
+    In `output` it keeps, beside the record of the trials, `trials.csv`,
+    `best.keras` and `best_optimizer.json` up to date as trials end. The
+    folder `figures` follows at the end. `SearchResult.load` reads all of
+    that at any time.
+
+    What cannot be written or drawn does not end the search: a
+    `SearchWarning` says what it was and why, and the rest is there. Another
+    one says how many trials have failed, if some have.
 
     Args:
         build_model: Function that takes KerasTuner's `HyperParameters` and
@@ -167,6 +179,9 @@ def run_search(
             not answer for 90 seconds in the midst of the search.
         ConsecutiveFailuresError: If too many trials failed in a row; the
             results so far are written.
+        Exception: What `build_model`, with the default hyperparameters, or
+            the function `data` raises. With several workers it is the same
+            exception, and a note has the worker's traceback.
         WorkersDiedError: If all of several workers died.
         KeyboardInterrupt: On Ctrl-C and SIGTERM, after what is running went
             back into the search.
@@ -294,7 +309,13 @@ def _identify(settings: _Settings, data: Data) -> dict[str, Any]:
 class _Worker(OptunaTuner):
     """A tuner that looks for signals, and says when a trial ended."""
 
+    files: ResultFiles
     progress: Progress | None = None
+
+    def on_search_begin(self) -> None:
+        """As in KerasTuner; says in the study what a reader has to know."""
+        super().on_search_begin()
+        _record.note_arguments(self.oracle)
 
     def pre_create_trial(self) -> None:
         """As in KerasTuner; stops here if a signal has come."""
@@ -302,8 +323,16 @@ class _Worker(OptunaTuner):
         super().pre_create_trial()
 
     def on_trial_end(self, trial: Any) -> None:
-        """As in KerasTuner; shows the progress afterwards."""
+        """As in KerasTuner; writes the results and shows the progress."""
+        problems: dict[str, Exception] = {}
+        if trial.status == TrialStatus.COMPLETED:
+            score = self.oracle.result_so_far(trial.trial_id)["score"]
+            # A large model takes its time.
+            with self.oracle.heartbeat(trial.trial_id):
+                problems = self.files.prepare(trial.trial_id, score)
         super().on_trial_end(trial)
+        for text in in_words(problems | self.files.write()):
+            note(f"{text} It is tried again when the next trial ends.")
         if self.progress is not None:
             self.progress.update(self.oracle.logical_trials())
 
@@ -356,11 +385,23 @@ def _make_tuner(
         ),
     )
     tuner._output = output
+    tuner.files = ResultFiles(
+        settings.output,
+        settings.objective.direction,
+        tuner.oracle.logical_trials,
+        lambda trial: settings.space.build_optimizer(
+            tuner.oracle.get_trial(trial.trial_id).hyperparameters
+        ),
+        lambda trial_id: tuner.load_model(tuner.oracle.get_trial(trial_id)),
+    )
     return tuner
 
 
 def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     """Runs trials in this process until none is left."""
+    _user_errors.note_own(
+        settings.build_model, settings.data, settings.callbacks_factory
+    )
     hypermodel = _make_hypermodel(settings)
     _make_oracle(settings)  # checks its arguments
     data = as_data(settings.data, settings.validation_split)
@@ -440,33 +481,41 @@ def quiet_optuna() -> None:
 
 def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
     """Writes the results."""
-    output = settings.output
-    objective = settings.objective
-    trials = tuple(tuner.oracle.logical_trials())
-    result = SearchResult(output, objective.name, objective.direction, trials)
-    results.write_trials(trials, output / "trials.csv")
-    if result.best_trial is not None:
-        (best,) = tuner.get_best_hyperparameters()
-        results.write_best_optimizer(
-            settings.space.build_optimizer(best),
-            output / "best_optimizer.json",
+    problems = tuner.files.write(_SECONDS_TO_WAIT_FOR_WRITERS)
+    result = SearchResult(
+        settings.output,
+        settings.objective.name,
+        settings.objective.direction,
+        tuple(tuner.oracle.logical_trials()),
+        tuple(tuner.oracle.hyperparameters.space),
+        settings.max_trials,
+    )
+    result.save_figures(
+        on_error=lambda name, error: problems.update(
+            {f"figures/{name}.png": error}
         )
-        (model,) = tuner.get_best_models()
-        results.write_best_model(model, output / "best.keras")
-    said = ""
-    try:
-        figures.save_figures(
-            trials,
-            tuner.oracle.hyperparameters.space,
-            objective.name,
-            objective.direction,
-            output / "figures",
-        )
-    except ImportError as error:
-        said = f"No figures: {error}"
+    )
     if verbose:
         print(result.describe())
-        if said:
-            print(said, file=sys.stderr)
-        print(f"Results are in {output}")
+        print(f"Results are in {settings.output}")
+    for text in (*in_words(problems), *_failures(result)):
+        warnings.warn(text, SearchWarning, stacklevel=3)
     return result
+
+
+def _failures(result: SearchResult) -> Iterable[str]:
+    """A sentence on failed trials, where the result does not say it."""
+    failed = [trial for trial in result.trials if trial.state == "failed"]
+    if not failed or result.best_trial is None:
+        return
+    kinds = collections.Counter((t.reason, t.place) for t in failed)
+    (kind, count) = kinds.most_common(1)[0]
+    first = next(t for t in failed if (t.reason, t.place) == kind)
+    reason = " ".join((first.reason or "").split()).rstrip(".")
+    place = f" ({first.place})" if first.place else ""
+    yield (
+        f"{len(failed)} of {len(result.trials)} trials failed, {count} of them "
+        f"with: {reason}{place}. Trial {first.number} is one of these; "
+        f"{result.output / 'trials.csv'} has all reasons, and the folder of a "
+        "trial has the traceback."
+    )

@@ -1,5 +1,6 @@
 """OptunaTuner: a KerasTuner tuner that loses nothing."""
 
+import contextlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from keras_adamax_tuning import (
     _identity,
     _results,
     _tensorflow,
+    _user_errors,
 )
 from keras_adamax_tuning._errors import (
     ConsecutiveFailuresError,
@@ -40,6 +42,7 @@ CallbacksFactory = Callable[
     Sequence[keras.callbacks.Callback],
 ]
 
+_TRACEBACK = "traceback.txt"
 # What is neither the trial's fault nor cured by another trial.
 _NOT_THE_TRIALS_FAULT = (
     StorageError,
@@ -254,12 +257,20 @@ class OptunaTuner(keras_tuner.Tuner):
                     trial.trial_id, reason=str(error), epoch=error.epoch
                 )
                 return
-            trial.message = traceback.format_exc()
+            trial.message = self.oracle.without_credentials(
+                traceback.format_exc()
+            )
             message = " ".join(str(error).split())
             self.oracle.record_result(
                 trial.trial_id,
                 reason=f"{type(error).__name__}: {message}".rstrip(": "),
+                place=_user_errors.place_of(error),
             )
+            # A full disk may be the reason; the study has the text, too.
+            with contextlib.suppress(OSError):
+                (self.trial_folder(trial.trial_id) / _TRACEBACK).write_text(
+                    trial.message, encoding="utf-8"
+                )
 
     def run_trial(
         self, trial: keras_tuner_trial.Trial, *args: Any, **kwargs: Any

@@ -1,0 +1,217 @@
+"""The record of a search as others read it: nothing in it is written."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_tuner
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+
+from keras_adamax_tuning import (
+    _attempts,
+    _database_errors,
+    _distributions,
+    _identity,
+    _storage,
+)
+from keras_adamax_tuning.logical_trial import LogicalTrial, logical_trials
+
+# What a reader cannot know from the trials alone, as an attribute of a study.
+_ARGUMENTS = "keras_adamax:arguments"
+_SPACE = "keras_adamax:space"
+_FOLDER = "keras_adamax:output_folder"
+_MAX_RETRIES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A search, as its folder and its study describe it."""
+
+    output: Path
+    objective: str
+    direction: str
+    hyperparameters: tuple[Any, ...]
+    max_trials: int | None
+    max_retries: int
+    space: dict[str, Any]
+    study_name: str | None
+    storage: str | None
+
+    def trials(self) -> list[LogicalTrial]:
+        """The trials that were started, by number, as they are now."""
+        if self.study_name is None:
+            return []
+        with _opened(self.output, self.storage) as storage:
+            study = optuna.load_study(
+                study_name=self.study_name, storage=storage
+            )
+            attempts = study.get_trials(deepcopy=False)
+        return logical_trials(_attempts.read(attempts), self.max_retries)
+
+    def make_optimizer(self, trial: LogicalTrial) -> Any:
+        """The optimizer of a trial, as the search would make it."""
+        hp = keras_tuner.HyperParameters()
+        hp.values = dict(trial.hyperparameters)
+        space: Any = keras.saving.deserialize_keras_object(self.space)
+        return space.build_optimizer(hp)
+
+
+def note_arguments(oracle: Any) -> None:
+    """Puts into a study what a reader needs to know beside its trials."""
+    arguments = {
+        "max_trials": oracle.max_trials,
+        "max_retries": oracle.max_retries,
+        "hyperparameters": _distributions.to_config(oracle.hyperparameters),
+    }
+    study = oracle.study
+    if study.user_attrs.get(_ARGUMENTS) != arguments:
+        study.set_user_attr(_ARGUMENTS, arguments)
+
+
+def read(output: Path, storage: str | None) -> Record:
+    """Reads what a search is from its folder, and from its study.
+
+    Args:
+        output: Folder of the search.
+        storage: URL of the database; `None` for SQLite in the folder.
+
+    Raises:
+        FileNotFoundError: If there is no search in the folder.
+        ValueError: If the study is not found, or the folder's record is not
+            one.
+        StorageError: If the database cannot be read.
+    """
+    path = output / _identity.FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        identity = record["identity"]
+        objective, direction = identity["objective"]
+        token, space = record["token"], identity["space"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{output} must be the output folder of a search. It holds no "
+            f"{_identity.FILE}."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). "
+            "Restore it from a backup."
+        ) from error
+    attributes: dict[str, Any] = {}
+    study_name = None
+    with _opened(output, storage) as opened:
+        names = (record.get("study_name"), output.name)
+        for study in optuna.get_all_study_summaries(
+            opened, include_best_trial=False
+        ):
+            theirs = study.user_attrs.get(_FOLDER)
+            if theirs == token or (
+                # No trial has begun yet.
+                theirs is None and study.study_name in names
+            ):
+                study_name, attributes = study.study_name, study.user_attrs
+    if study_name is None and storage is not None:
+        raise ValueError(
+            f"`storage` must name the database of the search in {output}. "
+            "Received: a database that holds no study of this folder."
+        )
+    arguments = attributes.get(_ARGUMENTS, {})
+    declared = attributes.get(_SPACE, arguments.get("hyperparameters"))
+    hyperparameters: tuple[Any, ...] = ()
+    if declared is not None:
+        hyperparameters = tuple(
+            keras_tuner.HyperParameters.from_config(declared).space
+        )
+    return Record(
+        output,
+        objective,
+        direction,
+        hyperparameters,
+        arguments.get("max_trials"),
+        arguments.get("max_retries", _MAX_RETRIES),
+        space,
+        study_name,
+        storage,
+    )
+
+
+@contextlib.contextmanager
+def _opened(output: Path, storage: str | None) -> Iterator[RDBStorage]:
+    """The database, opened to be read."""
+    path = output / "study.db"
+    shown, options = storage or _storage.sqlite_url(path), {}
+    url = _storage.parse_url(shown)
+    if storage is None and not path.exists():
+        raise ValueError(
+            "`storage` (--storage) must be the URL of the database of the "
+            f"search in {output}, because the folder holds no {path.name}. "
+            "If no trial of it has begun yet, there is nothing to read."
+        )
+    with contextlib.ExitStack() as stack:
+        if url.get_backend_name() == "postgresql":
+            options["connect_args"] = {
+                "options": "-c default_transaction_read_only=on"
+            }
+        elif url.get_backend_name() == "sqlite":
+            # With a scheme, SQLAlchemy's own way to SQLite's options.
+            name = (url.database or "").removeprefix("file:")
+            path = stack.enter_context(_without_journal(Path(name)))
+            options["creator"] = functools.partial(_connect, path)
+            options["poolclass"] = sqlalchemy.NullPool
+        text = shown
+        if url.get_backend_name() != "sqlite":
+            text = url.render_as_string(hide_password=False)
+        failure = None
+        try:
+            opened = _storage.make(text, options, skip_table_creation=True)
+            stack.callback(opened.engine.dispose)
+            stack.callback(opened.remove_session)
+            yield opened
+        except _database_errors.RAISED as error:
+            failure = _database_errors.explain(shown, error)
+        # Outside of the handler: the error in it may have credentials.
+        if failure is not None:
+            raise failure
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60
+    )
+
+
+@contextlib.contextmanager
+def _without_journal(path: Path) -> Iterator[Path]:
+    """The file, or a copy of it that can be read without being written."""
+    journal = path.with_name(f"{path.name}-journal")
+    if not journal.exists() or _is_readable(path):
+        yield path
+        return
+    # A process was killed in the middle of a transaction, and SQLite takes
+    # back what it wrote before anyone can read.
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        shutil.copyfile(journal, copy.with_name(journal.name))
+        with contextlib.closing(sqlite3.connect(copy)) as connection:
+            connection.execute("SELECT * FROM sqlite_master").fetchall()
+        yield copy
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        with contextlib.closing(_connect(path)) as connection:
+            connection.execute("SELECT * FROM sqlite_master").fetchall()
+    except sqlite3.OperationalError:
+        return False
+    return True
