@@ -434,7 +434,7 @@ def rate_of_a_schedule(hp):
             ["lr"],
         ),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_a_hyperparameter_of_the_replaced_optimizer_warns_once(
     build_model, names
