@@ -148,6 +148,7 @@ def test_a_search_where_no_trial_completed(tmp_path, report):
     code, printed = report(tmp_path / "out")
     assert code == 0 and printed.err == ""
     assert "2 of 2 trials have ended, 2 failed" in printed.out
+    assert "2 of them with: RuntimeError: it broke (" in printed.out
     assert "No trial has completed." in printed.out
     with pytest.raises(ValueError, match="No trial has completed"):
         SearchResult.load(tmp_path / "out").load_best_model()

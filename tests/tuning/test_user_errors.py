@@ -183,6 +183,25 @@ def test_too_many_failures_name_the_line(command):
     )
     assert code == 3
     assert line_of(searched.Failing.on_epoch_end) in printed.err
+    assert "Traceback" not in printed.err
+    code, printed = command(
+        *("--max-trials=10", "--callbacks=tests.tuning.searched:fail"),
+        "--debug",
+    )
+    assert code == 3
+    # That of the user's error, not only that of ours.
+    assert 'raise RuntimeError("it\\nbroke")' in printed.err
+    assert "Trial 9:\nTraceback" in printed.err
+
+
+def test_no_completed_trial_names_the_commonest_reason(command):
+    code, printed = command(
+        "--max-trials=2", "--callbacks=tests.tuning.searched:fail"
+    )
+    assert code == 3
+    place = line_of(searched.Failing.on_epoch_end)
+    assert f"2 of them with: RuntimeError: it broke ({place})" in printed.err
+    assert printed.err.count("\n") == 1
 
 
 def test_failed_trials_are_a_warning_in_python(tmp_path):

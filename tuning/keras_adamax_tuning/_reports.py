@@ -7,7 +7,7 @@ from pathlib import Path
 from keras_adamax_tuning import _record
 from keras_adamax_tuning._errors import SearchWarning
 from keras_adamax_tuning._result_files import ResultFiles, in_words
-from keras_adamax_tuning.results import SearchResult
+from keras_adamax_tuning.results import SearchResult, describe_failures
 
 
 def report(output: Path, storage: str | None = None) -> str:
@@ -43,7 +43,9 @@ def report(output: Path, storage: str | None = None) -> str:
         )
     for text in in_words(problems):
         warnings.warn(text, SearchWarning, stacklevel=2)
-    return "\n".join([_state(result), result.describe(), *_places(result)])
+    failures = describe_failures(result.trials)
+    lines = [_state(result), *([failures] if failures else [])]
+    return "\n".join([*lines, result.describe(), *_places(result)])
 
 
 def _state(result: SearchResult) -> str:

@@ -69,7 +69,7 @@ def describe(error: BaseException) -> str:
     return said if place is None or place in said else f"{said} ({place})"
 
 
-def first_lines(error: BaseException, length: int = 300) -> str:
+def first_lines(error: BaseException, length: int = 500) -> str:
     """The message of an error in one line, without what Keras adds to it."""
     text = " ".join(_BOLD.sub("", _text(error)).split())
     # What Keras adds repeats the shapes.

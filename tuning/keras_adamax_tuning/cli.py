@@ -133,6 +133,16 @@ def _explain(
     return _WRONG_USE
 
 
+def _fail(error: Exception, options: argparse.Namespace, code: int) -> int:
+    """Says an error that has all that there is to say; returns the code."""
+    if options.debug:
+        secrets = _credentials.secrets([options.storage or ""])
+        trace = "".join(traceback.format_exception(error))
+        print(_credentials.hide(trace, secrets), end="", file=sys.stderr)
+    _say(f"error: {_one_line(error)}")
+    return code
+
+
 def _keep_traceback(trace: str, output: Path) -> str:
     """Writes a traceback into the folder of a search; says where it is."""
     from keras_adamax import _atomic_files
@@ -176,11 +186,9 @@ def _report(options: argparse.Namespace) -> int:
     try:
         print(_reports.report(options.output, options.storage))
     except _errors.StorageUrlError as error:
-        _say(f"error: {_one_line(error)}")
-        return _WRONG_USE
+        return _fail(error, options, _WRONG_USE)
     except _errors.StorageError as error:
-        _say(f"error: {_one_line(error)}")
-        return _DATABASE
+        return _fail(error, options, _DATABASE)
     return _DONE
 
 
@@ -188,6 +196,7 @@ def _search(options: argparse.Namespace) -> int:
     # Here, because these import Keras.
     from keras_adamax_tuning import _errors, _workers
     from keras_adamax_tuning._references import load_reference
+    from keras_adamax_tuning.results import describe_failures
     from keras_adamax_tuning.search import quiet_optuna, run_search
 
     quiet_optuna()
@@ -221,21 +230,20 @@ def _search(options: argparse.Namespace) -> int:
             heartbeat_interval=options.heartbeat_interval,
         )
     except _errors.StorageUrlError as error:
-        _say(f"error: {_one_line(error)}")
-        return _WRONG_USE
+        return _fail(error, options, _WRONG_USE)
     except _errors.StorageError as error:
-        _say(f"error: {_one_line(error)}")
-        return _DATABASE
+        return _fail(error, options, _DATABASE)
     except _errors.ConsecutiveFailuresError as error:
-        _say(f"error: {_one_line(error)}")
-        return _ALL_FAILED
+        return _fail(error, options, _ALL_FAILED)
     except _workers.WorkersDiedError as error:
-        _say(f"error: {_one_line(error)}")
-        return _BROKE_OFF
+        return _fail(error, options, _BROKE_OFF)
     if result.best_trial is None:
+        failures = describe_failures(result.trials)
         _say(
-            f"error: none of the {len(result.trials)} trials completed; "
-            f"{result.output / 'trials.csv'} has the reasons"
+            f"error: none of the {len(result.trials)} trials completed. "
+            f"{failures + ' ' if failures else ''}"
+            f"{result.output / 'trials.csv'} has the reasons, and the folder "
+            "of a trial its traceback."
         )
         return _ALL_FAILED
     return _DONE

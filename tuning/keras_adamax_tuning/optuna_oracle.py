@@ -924,12 +924,15 @@ class OptunaOracle(keras_tuner.Oracle):
         ):
             last = logical_trials(latest[-1:], self.max_retries)[0]
             place = "" if last.place is None else f" ({last.place})"
-            raise ConsecutiveFailuresError(
+            error = ConsecutiveFailuresError(
                 f"{len(latest)} trials failed one after another, which is "
                 "what `max_consecutive_failures` allows. The last one, trial "
                 f"{last.number}: {last.reason}{place} Mend it and start the "
                 "same search again to go on."
             )
+            if last.traceback is not None:
+                error.add_note(f"Trial {last.number}:\n{last.traceback}")
+            raise error
 
     def update_space(
         self, hyperparameters: keras_tuner.HyperParameters

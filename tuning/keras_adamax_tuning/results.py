@@ -1,5 +1,6 @@
 """What a search leaves behind: a table, and files for other programs."""
 
+import collections
 import csv
 import dataclasses
 import io
@@ -255,6 +256,30 @@ def table(
             for place, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
+    )
+
+
+def describe_failures(trials: Sequence[Any]) -> str | None:
+    """How many trials failed, and most often why; None if none has.
+
+    Args:
+        trials: Sequence of `LogicalTrial`.
+
+    Example:
+        >>> print(describe_failures(trials))
+        None
+    """
+    failed = [trial for trial in trials if trial.state == "failed"]
+    if not failed:
+        return None
+    kinds = collections.Counter((t.reason, t.place) for t in failed)
+    kind, count = kinds.most_common(1)[0]
+    first = next(t for t in failed if (t.reason, t.place) == kind)
+    reason = " ".join((first.reason or "").split()).rstrip(".")
+    place = f" ({first.place})" if first.place else ""
+    return (
+        f"{len(failed)} of {len(trials)} trials failed, {count} of them with: "
+        f"{reason}{place}. Trial {first.number} is one of these."
     )
 
 

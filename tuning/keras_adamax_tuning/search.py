@@ -1,9 +1,8 @@
 """`run_search`: create a search or join it, in one process or in several."""
 
-import collections
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from keras_adamax_tuning._progress import Progress, note
 from keras_adamax_tuning._result_files import ResultFiles, in_words
 from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
 from keras_adamax_tuning.optuna_oracle import OptunaOracle, TrialStatus
-from keras_adamax_tuning.results import SearchResult
+from keras_adamax_tuning.results import SearchResult, describe_failures
 from keras_adamax_tuning.search_space import AdamaxClippedSpace
 from keras_adamax_tuning.tuner import OptunaTuner
 
@@ -498,24 +497,14 @@ def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
     if verbose:
         print(result.describe())
         print(f"Results are in {settings.output}")
-    for text in (*in_words(problems), *_failures(result)):
+    said = in_words(problems)
+    failures = describe_failures(result.trials)
+    # Without a completed trial the result says so itself.
+    if failures is not None and result.best_trial is not None:
+        said.append(
+            f"{failures} {result.output / 'trials.csv'} has all reasons, and "
+            "the folder of a trial its traceback."
+        )
+    for text in said:
         warnings.warn(text, SearchWarning, stacklevel=3)
     return result
-
-
-def _failures(result: SearchResult) -> Iterable[str]:
-    """A sentence on failed trials, where the result does not say it."""
-    failed = [trial for trial in result.trials if trial.state == "failed"]
-    if not failed or result.best_trial is None:
-        return
-    kinds = collections.Counter((t.reason, t.place) for t in failed)
-    (kind, count) = kinds.most_common(1)[0]
-    first = next(t for t in failed if (t.reason, t.place) == kind)
-    reason = " ".join((first.reason or "").split()).rstrip(".")
-    place = f" ({first.place})" if first.place else ""
-    yield (
-        f"{len(failed)} of {len(result.trials)} trials failed, {count} of them "
-        f"with: {reason}{place}. Trial {first.number} is one of these; "
-        f"{result.output / 'trials.csv'} has all reasons, and the folder of a "
-        "trial has the traceback."
-    )
