@@ -362,13 +362,14 @@ class AdamaxClipped(RestorableOptimizer):
             dtype="float32",
             name="clip_counts",
         )
+        excluded = excluded.astype("float32")
         self._exclusions = self.add_variable(
             shape=(len(variables),),
-            initializer=keras.initializers.Constant(excluded.astype("float32")),
+            initializer=keras.initializers.Constant(excluded),
             dtype="float32",
             name="clipping_exclusions",
         )
-        self._restore_pending_state()
+        self._restore_pending_state(excluded)
 
     def _add_state(self, variable: Any, name: str) -> Any:
         if self._overwrite_variable_with_gradient(variable):

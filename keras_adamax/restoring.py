@@ -258,8 +258,15 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
     def _is_waiting(self) -> bool:
         return not self.built or self._before_pending is not None
 
-    def _restore_pending_state(self) -> None:
-        """Gives a state that was loaded earlier to the variables."""
+    def _restore_pending_state(
+        self, excluded: np.ndarray | None = None
+    ) -> None:
+        """Gives a state that was loaded earlier to the variables.
+
+        Args:
+            excluded: What `_exclusions` begins with, where the optimizer is
+                being built. Defaults to `None`.
+        """
         saved = self._pending_state
         if saved is None:
             return
@@ -270,6 +277,9 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 self._refuse_pending_state()
                 raise
             self._pending_state = self._before_pending = None
+            if excluded is not None:
+                # While TensorFlow traces a graph, it has no value yet.
+                self._exclusions.assign(excluded)
             self._restore_variables(plan)
 
     def _refuse_pending_state(self) -> None:
@@ -545,6 +555,12 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         if scalars.learning_rate is not None:
             self._written_learning_rate = scalars.learning_rate
             self._learning_rate_variable.assign(float(scalars.learning_rate))
+        elif float(self._kernel.to_numpy(self._learning_rate_variable)) == 0:
+            # A LossScaleOptimizer has set this by position, to what stands
+            # there in the state of an optimizer with a schedule.
+            self._learning_rate_variable.assign(
+                float(self._written_learning_rate)
+            )
         self._live.assign(
             scalars.numbers, self._kernel.to_numpy(self._hyperparameters)
         )

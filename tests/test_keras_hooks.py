@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_adamax
-from keras_adamax import AdamaxClipped
+from keras_adamax import AdamaxClipped, _keras_private
 from tests import support
 from tests.gradients import numpy, to_backend
 from tests.support import BACKEND
@@ -59,6 +59,8 @@ ATTRIBUTES = {
     "_learning_rate",
     "_model_variables_moving_average",
     "_trainable_variables",
+    "_trainable_variables_indices",
+    "_var_key",
     "_variables",
 }
 # Of variables and of torch; `tests/kernels` has the tests.
@@ -431,6 +433,19 @@ class TestStores:
         else:
             model(Probe(learning_rate=1.0)).load_weights(path)
         assert seen == ["some_name"]
+
+
+def test_which_variables_an_optimizer_was_built_with():
+    """`_keras_private` asks for it; no public name tells."""
+    one, other, strange = (keras.Variable([float(i)]) for i in range(3))
+    for optimizer in (keras.optimizers.Adam(), AdamaxClipped()):
+        optimizer.build([other, one])
+        trained = _keras_private.trained_variables(optimizer)
+        assert [id(v) for v in trained] == [id(other), id(one)]
+        places = [
+            _keras_private.place_of(optimizer, v) for v in (one, other, strange)
+        ]
+        assert places == [1, 0, None]
 
 
 class TestBackends:

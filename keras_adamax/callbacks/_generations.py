@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ import numpy as np
 from keras_adamax import _atomic_files
 
 _PREFIX = "generation-"
-# What versions that did not write through `_atomic_files` have left.
-_OLD_LEFTOVERS = "unfinished-*"
+# What is being removed, by this process or by one that was killed.
+_REMOVED = "unfinished-removed-"
+# That, and what versions that did not write through `_atomic_files` have left.
+_LEFTOVERS = "unfinished-*"
 # A folder of that name is there, and has content.
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _STATE = "state.json"
@@ -44,8 +47,6 @@ class Generations:
     def __init__(self, folder: Path):
         self.folder = folder
         self._discarded: set[Path] = set()
-        # Removed generations whose files could not be.
-        self._left: list[Path] = []
 
     def paths(self) -> list[Path]:
         """The generations that were not discarded, newest first."""
@@ -174,18 +175,19 @@ class Generations:
 
     def _remove(self, path: Path) -> list[str]:
         """Removes a generation: it is gone before its files go."""
-        with self._temporary() as aside:
-            try:
-                os.rename(path, aside / path.name)
-            except FileNotFoundError:
-                return []  # another process has removed it
-            except OSError as error:
-                return [_failure(path, error)]
-            try:
-                shutil.rmtree(aside)
-            except OSError as error:
-                self._left.append(aside)
-                return [_failure(aside, error)]
+        # In the same folder: a rename into another one needs the right to
+        # change this one.
+        aside = self.folder / f"{_REMOVED}{secrets.token_hex(8)}-{path.name}"
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return []  # another process has removed it
+        except OSError as error:
+            return [_failure(path, error)]
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            return [_failure(aside, error)]
         return []
 
     def clean(self) -> list[str]:
@@ -199,14 +201,13 @@ class Generations:
         """
         failures = []
         _atomic_files.remove_leftovers(self.folder / "generation")
-        for path in [*self.folder.glob(_OLD_LEFTOVERS), *self._left]:
+        for path in self.folder.glob(_LEFTOVERS):
             try:
                 shutil.rmtree(path)
             except FileNotFoundError:
                 pass
             except OSError as error:
                 failures.append(_failure(path, error))
-        self._left = [path for path in self._left if path.exists()]
         return failures
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_adamax import _keras_private
 from keras_adamax.callbacks import _optimizers
 
 
@@ -62,7 +63,12 @@ def unsaved_variables(model: Any) -> list[Any]:
     optimizers = held_optimizers(model).values()
     saved = {id(v) for v in [*model.weights, *model.metrics_variables]}
     saved |= {id(v) for o in optimizers for v in o.variables}
-    trained = [v for o in optimizers if o.built for v in o._trainable_variables]
+    trained = [
+        v
+        for o in optimizers
+        if o.built
+        for v in _keras_private.trained_variables(o)
+    ]
     found = {
         id(v): v
         for v in [*model.variables, *_foreign(model, trained)]
@@ -124,11 +130,11 @@ def _trained(optimizer: Any, model: Any) -> list[int | None]:
     """Where the optimizer's variables stand among the model's weights."""
     places: dict[int, int] = {}
     for place, weight in enumerate(model.weights):
-        try:
-            places[optimizer._get_variable_index(weight)] = place
-        except KeyError:  # another optimizer's, or of no one
-            continue
-    return [places.get(i) for i in range(len(optimizer._trainable_variables))]
+        index = _keras_private.place_of(optimizer, weight)
+        if index is not None:
+            places[index] = place
+    count = len(_keras_private.trained_variables(optimizer))
+    return [places.get(i) for i in range(count)]
 
 
 def prepare(model: Any, description: Mapping[str, Any], where: str) -> None:

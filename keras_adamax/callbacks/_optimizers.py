@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_adamax import _keras_private
 from keras_adamax.adamax_clipped import AdamaxClipped
 
 
@@ -97,10 +98,7 @@ def place_in(optimizer: Any, variable: Any) -> int | None:
         optimizer: One that is no wrapper.
         variable: The variable.
     """
-    # As Keras looks for it, whatever it was called then.
-    return optimizer._trainable_variables_indices.get(
-        optimizer._var_key(variable)
-    )
+    return _keras_private.place_of(optimizer, variable)
 
 
 def owns(optimizer: Any, variable: Any) -> bool:

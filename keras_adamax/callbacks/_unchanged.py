@@ -83,9 +83,8 @@ def _of_ours(
             continue
         if counted[id(leaf)][place] == 0:
             return NO_GRADIENT
-        largest = ops.max(
-            ops.absolute(ops.convert_to_tensor(leaf._norms[place]))
-        )
+        norm = _state(leaf, "_norm")[place]
+        largest = ops.max(ops.absolute(ops.convert_to_tensor(norm)))
         is_zero = float(ops.convert_to_numpy(largest)) == 0
         return ZERO_GRADIENT if is_zero else TOO_SMALL
     return None
@@ -127,10 +126,16 @@ def _counted_since(
         return [None] * len(now)
     before = {} if start is None else start.counted
     # As it was decided when the optimizer was built: names may have changed.
-    excluded = ops.convert_to_numpy(optimizer._exclusions) > 0
+    (exclusions,) = _state(optimizer, "clipping_exclusions")
+    excluded = ops.convert_to_numpy(exclusions) > 0
     return [
         None if is_excluded else count - before.get(name, 0)
         for (name, count), is_excluded in zip(
             now.items(), excluded, strict=True
         )
     ]
+
+
+def _state(optimizer: AdamaxClipped, ending: str) -> list[Any]:
+    """The variables of an optimizer's state whose names end so."""
+    return [v for v in optimizer.variables if v.name.endswith(ending)]

@@ -68,6 +68,12 @@ def test_a_password_in_an_argument(argument, hidden):
     assert _credentials.hide(text, known).endswith("--other")
 
 
+def test_a_long_text_takes_no_time():
+    # From each letter to the end it would be hours.
+    for text in ("x" * 1_000_000, "@" * 1_000_000):
+        assert _credentials.hide(text, {MARKER}) == text
+
+
 def test_a_password_in_a_text():
     for text in (
         f"could not connect to postgresql://u:{MARKER}@h/d, refused",

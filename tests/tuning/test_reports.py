@@ -238,7 +238,7 @@ def test_a_database_elsewhere(tmp_path, report):
 )
 def test_a_database_that_does_not_answer_is_one_line(done, report, storage):
     code, printed = report(done.output, f"--storage={storage}")
-    assert code == 2
+    assert code == 4
     assert printed.err.startswith("keras-adamax-tune: error: The database ")
     assert printed.err.count("\n") == 1 and "secret" not in printed.err
 

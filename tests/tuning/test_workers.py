@@ -370,7 +370,7 @@ def run_failing(name, folder):
         ("both_long_texts", "x is the end", "ValueError: xxx"),
         ("long_traceback", "the last of ten", "ValueError: 9999"),
         ("unpicklable", "this and that", "Unpicklable: this and that"),
-        ("mute", "Mute, whose text raises RuntimeError('no text')", "Mute"),
+        ("mute", "Mute: its text raises RuntimeError", "Mute"),
         ("surrogates", "\udcff a file's name", "surrogates"),
     ],
 )

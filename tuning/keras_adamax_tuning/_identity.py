@@ -81,7 +81,7 @@ class Folder:
             IdentityError: If it holds other files.
             OSError: If it cannot be read.
         """
-        if read(self.path) is not None or not self.path.exists():
+        if read(self.path) is not None or not self.path.is_dir():
             return
         own = () if self._database is None else (self._database.name,)
         others = [
@@ -300,7 +300,7 @@ def read(path: Path) -> dict[str, Any] | None:
             and isinstance(record["identity"], dict)
         ):
             raise TypeError("a value of the wrong type")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise IdentityError(

@@ -113,7 +113,14 @@ def _candidates(hp: Any, optimizer: Any) -> list[Any]:
     optimizer is Keras's default none is looked at.
     """
     optimizer = _inner(optimizer)
-    known = set(_numbers(optimizer.get_config()))
+    config = optimizer.get_config()
+    defaults = inspect.signature(type(optimizer)).parameters
+    is_default = all(
+        name == "name"
+        or (name in defaults and _key(defaults[name].default) == _key(value))
+        for name, value in config.items()
+    )
+    known = set() if is_default else set(_numbers(config))
     known |= {type(optimizer).__name__.lower(), optimizer.name.lower()}
     searched = [
         one
@@ -121,10 +128,12 @@ def _candidates(hp: Any, optimizer: Any) -> list[Any]:
         if one.name in hp.values and len(set(_values(one))) > 1
     ]
     found = [one for one in searched if _key(hp.values[one.name]) in known]
-    rate = optimizer.get_config().get("learning_rate")
-    default = inspect.signature(type(optimizer)).parameters.get("learning_rate")
-    is_default = default is not None and _key(default.default) == _key(rate)
-    if not is_default and not any(
+    rate = config.get("learning_rate")
+    default = defaults.get("learning_rate")
+    is_rate_default = default is not None and _key(default.default) == _key(
+        rate
+    )
+    if not is_rate_default and not any(
         _key(hp.values[one.name]) in set(_numbers(rate)) for one in found
     ):
         # Computed from one, such as `10 ** hp.Float(...)`.

@@ -86,7 +86,7 @@ def pack(error: BaseException) -> tuple[str, ...]:
     )
     try:
         pickled = pickle.dumps(error)
-        pickle.loads(pickled)
+        str(pickle.loads(pickled))
     except Exception:  # whatever a user's class does when it is pickled
         pickled = b""
     return (

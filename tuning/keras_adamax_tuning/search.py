@@ -415,6 +415,7 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     output.check_unused()
     output.look()
     tuner = _make_tuner(settings, output)
+    tuner.oracle.check_search()
     if verbose:
         tuner.progress = Progress(
             settings.max_trials, settings.objective.direction
