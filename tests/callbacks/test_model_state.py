@@ -40,6 +40,7 @@ def assert_same(one, other):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_and_resumed(tmp_path):
     done = subprocess.run(
@@ -255,6 +256,7 @@ class TestSwappedAverages:
         both = [swap, backup] if order == "in front" else [backup, swap]
         return [callback for callback in both if callback is not None]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("order", ["in front", "behind"])
     @pytest.mark.parametrize(
         ("kind", "save_freq", "swap_on_epoch"),

@@ -193,6 +193,7 @@ class TestResumedWithNewLoggers:
         assert [step for _, step in steps(new[1])] == [8, 10, 12, 14, 16, 18]
 
 
+@pytest.mark.slow
 class TestTwoModels:
     @LOGGERS
     @pytest.mark.parametrize("is_new", [False, True])
@@ -286,6 +287,7 @@ def unnamed_model(optimizer=None, widths=(6, 1)):
     return model
 
 
+@pytest.mark.slow
 class TestMadeAnew:
     @LOGGERS
     @pytest.mark.parametrize("way", ["memory", "file", "new loggers"])

@@ -238,6 +238,7 @@ def weightless(kind):
 KINDS = ["none", "frozen", "statistics", "scalar", "empty", "empty and scalar"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_events", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_with_few_weights_or_none(kind, with_events, tmp_path):

@@ -196,6 +196,7 @@ class CompilationTests:
         (tmp_path / "keras_adamax").write_text("no folder")
         assert self.run(XDG_CACHE_HOME=str(tmp_path))[0] == self.served
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("compiler", ("false", "no-such-compiler"))
     def test_without_a_compiler(self, tmp_path, compiler):
         output, errors = self.run(CXX=compiler, XDG_CACHE_HOME=str(tmp_path))

@@ -154,6 +154,7 @@ def results(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_another_process_goes_on_with_it(results, name):
     here, _, there = results[name]

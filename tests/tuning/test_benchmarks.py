@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_workers(tmp_path):
     _, results = run("search_workers.py", tmp_path, "--check")
     [times] = results["seconds"]
@@ -31,6 +32,7 @@ def test_workers(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_overhead(tmp_path):
     _, results = run("search_overhead.py", tmp_path, "--check")
     [ours], [optuna] = results["seconds_a_trial"].values()
@@ -38,6 +40,7 @@ def test_overhead(tmp_path):
     assert ours > 0 and optuna > 0
 
 
+@pytest.mark.slow
 def test_comparison(tmp_path):
     _, results = run("search_comparison.py", tmp_path, "--check")
     assert set(results["searches"]) == {

@@ -134,6 +134,7 @@ def test_another_study_is_refused(tmp_path, other, difference):
     assert again.trials[:2] == first.trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "named"])
 def test_a_search_goes_on_in_a_folder_that_was_renamed(tmp_path, name):
     first = search(tmp_path / "out", study_name=name)
@@ -146,6 +147,7 @@ def test_a_search_goes_on_in_a_folder_that_was_renamed(tmp_path, name):
         assert search(tmp_path / place, max_trials=2).trials == more.trials
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_with_a_database_that_was_moved(tmp_path):
     output = tmp_path / "out"
     first = search(output, storage=url(tmp_path / "a.db"))
@@ -344,6 +346,7 @@ def test_a_restored_database_has_forgotten_trials_of_the_folder(tmp_path):
 # Several commands at once.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "jax",
     reason="processes are the same on every backend",

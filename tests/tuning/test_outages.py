@@ -289,6 +289,7 @@ def run_through_proxy(server, url, study_name, lost):
     return record, states, never_begun, proxy.commits
 
 
+@pytest.mark.slow
 def test_what_was_written_is_not_written_twice_when_the_answer_is_lost(
     running_server, outage_url, capfd, monkeypatch
 ):

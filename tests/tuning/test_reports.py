@@ -154,6 +154,7 @@ def test_a_search_where_no_trial_completed(tmp_path, report):
         SearchResult.load(tmp_path / "out").load_best_model()
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_left_is_put_right(tmp_path, report):
     """As if it had been killed between the record and the files."""
     output = tmp_path / "out"
@@ -194,6 +195,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
 def test_a_transaction_that_was_killed_is_not_seen(tmp_path, report):
     output = tmp_path / "out"

@@ -279,6 +279,7 @@ print(result.best_trial.number)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_after_a_kill_all_is_there_that_has_ended(tmp_path):
     output = tmp_path / "out"
@@ -306,6 +307,7 @@ def test_after_ctrl_c_all_is_there_that_has_ended(tmp_path):
     assert "val_loss" in result.describe()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_a_kill_before_the_files_are_written_loses_no_model(tmp_path):
     """The trial counts as completed, and the worker is killed at once."""
@@ -384,6 +386,7 @@ figures.save_figures = save_on_a_full_disk
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
 @pytest.mark.parametrize(
     ("before", "words"),

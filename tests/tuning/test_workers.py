@@ -363,6 +363,7 @@ def run_failing(name, folder):
     return json.loads(printed.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "noted"),
     [
@@ -389,6 +390,7 @@ def test_every_error_of_a_worker_reaches_the_parent(
         assert len(note) > 500_000 and "\nValueError: xxx" in note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["killed_while_sending", "killed_with_a_child_that_lives"]
 )
