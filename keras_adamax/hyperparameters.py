@@ -26,6 +26,8 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
     "clip_multiplier": {"minimum": 1},
     "clip_epsilon": {"minimum": 0},
     "weight_decay": {"minimum": 0},
+    "spike_threshold": {"exclusive_minimum": 0, "exclusive_maximum": 1},
+    "max_skipped_spikes": {"minimum": 1},
 }
 # In the order of the packed variable: saved states depend on it.
 PACKED = (
@@ -35,7 +37,13 @@ PACKED = (
     "clip_multiplier",
     "clip_epsilon",
     "weight_decay",
+    "spike_threshold",
+    "max_skipped_spikes",
 )
+# How many of them there were before there was a spike gate.
+WITHOUT_GATE = PACKED.index("spike_threshold")
+# A number to begin with, where one is `None`.
+_TO_BEGIN_WITH = {"weight_decay": 0.0, "spike_threshold": 0.2}
 SCHEDULABLE = ("beta_1", "beta_2", "clip_multiplier", "clip_epsilon")
 
 
@@ -57,8 +65,10 @@ def check(name: str, value: Any) -> Any:
             alternatives=", a LearningRateSchedule or a callable",
             **RANGES[name],
         )
-    if name == "weight_decay":
+    if name in ("weight_decay", "spike_threshold"):
         return _validation.check_optional_number(name, value, **RANGES[name])
+    if name == "max_skipped_spikes":
+        return _validation.check_integer(name, value, **RANGES[name])
     if name not in SCHEDULABLE:
         hint = (
             f"`{name}` cannot be a schedule."
@@ -159,12 +169,23 @@ class LiveHyperparameters:
         if name not in self.written:
             raise AttributeError(
                 f"`{name}` was None when the optimizer was made, and cannot be "
-                f"set. Make the optimizer with {name}=0.0 to set it later. "
+                f"set. Make the optimizer with {name}={_TO_BEGIN_WITH[name]} "
+                "to set it later. "
                 f"Received: {name}={value!r}."
             )
-        self.written[name] = _validation.check_number(
-            name, value, **RANGES[name]
+        if name == "spike_threshold" and value is None:
+            raise AttributeError(
+                "`spike_threshold` was a number when the optimizer was made, "
+                "and cannot be turned off: compiled steps would not see it. "
+                "Received: spike_threshold=None. Make the optimizer with "
+                "spike_threshold=None."
+            )
+        check_value = (
+            _validation.check_integer
+            if name == "max_skipped_spikes"
+            else _validation.check_number
         )
+        self.written[name] = check_value(name, value, **RANGES[name])
         self.assign()
 
     def assign(self) -> None:

@@ -27,6 +27,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             "hyperparameters": self._hyperparameters,
             "log_beta_1_product": self._log_beta_1_product,
             "skipped_steps": self._skipped_steps,
+            "spike_gate": self._spike_gate,
         }
 
     def _scalar_values(self) -> dict[str, np.ndarray]:
@@ -181,7 +182,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: If their number or a shape does not fit.
         """
-        arrays = [np.asarray(w) for w in weights]
+        arrays = self._with_gate([np.asarray(w) for w in weights])
         variables = self.variables
         surplus = [] if self.built else arrays[len(variables) :]
         arrays = arrays if self.built else arrays[: len(variables)]
@@ -195,6 +196,21 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         self._pending_state = (
             None if self.built else saved_state.positional(surplus)
         )
+
+    def _with_gate(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Adds what positional states from before the spike gate lack."""
+        roles = list(self._scalars())
+        packed = roles.index("hyperparameters")
+        lacking = len(hyperparameters.PACKED) - hyperparameters.WITHOUT_GATE
+        if len(arrays) <= packed or (
+            arrays[packed].shape != (hyperparameters.WITHOUT_GATE,)
+        ):
+            return arrays
+        present = self._kernel.to_numpy(self._hyperparameters)
+        arrays[packed] = np.concatenate([arrays[packed], present[-lacking:]])
+        gate = np.zeros(self._spike_gate.shape)
+        arrays.insert(roles.index("spike_gate"), gate)
+        return arrays
 
     def _restore_pending_state(self) -> None:
         """Gives a state that was loaded earlier to the variables."""
@@ -343,8 +359,9 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 if variable is not None
             ]
         assignments.append((self._iterations, roles["iterations"]))
-        for role in ("log_beta_1_product", "skipped_steps"):
-            assignments.append((self._scalars()[role], np.zeros(())))
+        for role in ("log_beta_1_product", "skipped_steps", "spike_gate"):
+            variable = self._scalars()[role]
+            assignments.append((variable, np.zeros(variable.shape)))
         return _Plan(assignments, learning_rate=roles.get("learning_rate"))
 
     def _fresh(self) -> list[tuple[Any, np.ndarray]]:
@@ -366,6 +383,9 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             return
         for role in ("iterations", "skipped_steps"):
             self._scalars()[role].assign(saved.scalar(role))
+        # States from before there was a gate have none.
+        gate = saved.arrays.get("spike_gate", np.zeros(self._spike_gate.shape))
+        self._spike_gate.assign(gate)
         # As in Keras, the learning rate is state, and the rest is
         # configuration: of it, a change since construction is state.
         if manifest["learning_rate_is_number"]:
