@@ -50,6 +50,7 @@ def with_state(variables=None, seed=0, iterations=7, **arguments):
     optimizer._clip_counts.assign(counts)
     optimizer._iterations.assign(iterations)
     optimizer._skipped_steps.assign(3)
+    optimizer._spike_gate.assign([1, 2, 4])
     return optimizer
 
 
@@ -84,6 +85,7 @@ def everything(optimizer):
         optimizer.clip_statistics(),
         repr(optimizer.clip_rates()),
         optimizer.skipped_steps(),
+        optimizer.spike_steps(),
         optimizer._unmatched_patterns,
         [
             optimizer._use_weight_decay(v)
@@ -144,6 +146,7 @@ class TestFormat:
             "hyperparameters",
             "log_beta_1_product",
             "skipped_steps",
+            "spike_gate",
         }
 
     def test_nothing_but_numbers_in_a_store(self):
@@ -252,6 +255,8 @@ class TestFormat:
         optimizer.build([variable])
         assert int(optimizer.iterations) == 4
         assert optimizer.skipped_steps() == 1
+        # Written before there was a spike gate.
+        assert optimizer.spike_steps() == 0
         assert moments(optimizer) == {
             "w": ([0.5, -0.25], [1.0, 2.0], [3.0, 0.0, 0.0, 8.0, 1.0, 0.0])
         }
@@ -905,6 +910,22 @@ class TestSetWeights:
             assert int(other.iterations) == 7
             assert other.get_config()["learning_rate"] == 0.125
 
+    @pytest.mark.parametrize("is_built", [True, False])
+    def test_weights_from_before_the_spike_gate(self, is_built):
+        optimizer = with_state()
+        optimizer.beta_1 = 0.5
+        iterations, rate, numbers, *others = self.weights(optimizer)
+        old = [iterations, rate, numbers[:6], *others[:2], *others[3:]]
+        other = with_state(seed=1, spike_threshold=0.4, max_skipped_spikes=7)
+        if not is_built:
+            other = AdamaxClipped(spike_threshold=0.4, max_skipped_spikes=7)
+        other.set_weights(old)
+        other.build(make_variables())
+        assert moments(other) == moments(optimizer)
+        assert other.beta_1 == 0.5
+        assert (other.skipped_steps(), other.spike_steps()) == (3, 0)
+        assert (other.spike_threshold, other.max_skipped_spikes) == (0.4, 7)
+
     @pytest.mark.parametrize("change", ["fewer", "more", "none", "shape"])
     def test_weights_that_do_not_fit(self, change):
         weights = self.weights(with_state())
@@ -912,11 +933,11 @@ class TestSetWeights:
             "fewer": weights[:-1],
             "more": [*weights, weights[0]],
             "none": [],
-            "shape": [*weights[:5], np.zeros((9, 9)), *weights[6:]],
+            "shape": [*weights[:6], np.zeros((9, 9)), *weights[7:]],
         }[change]
         match = {
             "shape": r"layer_a_momentum has shape \(3, 2\)",
-        }.get(change, f"there must be 15 arrays.*Received: {len(weights)}")
+        }.get(change, f"there must be 16 arrays.*Received: {len(weights)}")
         optimizer = with_state(seed=1)
         before = everything(optimizer)
         with pytest.raises(ValueError, match=match):
@@ -927,7 +948,7 @@ class TestSetWeights:
         gradients = [keras.ops.ones(v.shape) for v in variables]
         other = AdamaxClipped()
         if change == "none":
-            with pytest.raises(ValueError, match="must be 5 arrays"):
+            with pytest.raises(ValueError, match="must be 6 arrays"):
                 other.set_weights(weights)
             return
         other.set_weights(weights)
@@ -1256,7 +1277,7 @@ class TestAdamax:
         other.reset_clip_rates()
         other.load_own_variables(save(self.adamax()))
         assert set(other.clip_statistics().counted.values()) == {0}
-        assert other.skipped_steps() == 0
+        assert other.skipped_steps() == other.spike_steps() == 0
         assert all(np.isnan(r) for r in other.clip_rates().values())
 
     @pytest.mark.parametrize("is_built", [True, False])
