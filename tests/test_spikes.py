@@ -823,7 +823,7 @@ class TestSaved:
         values, gradients = start()
         optimizer = AdamaxClipped(**self.CONFIG)
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-        model.compile(optimizer, "mse")
+        model.compile(optimizer, keras.losses.MeanSquaredError())
         model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
         optimizer.max_skipped_spikes = 9
         optimizer._spike_gate.assign([1, 1, 6])

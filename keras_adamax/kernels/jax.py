@@ -340,14 +340,19 @@ def count_above(
         clip_epsilon: Scalar in the dtype of the norms.
         kernel: The chosen kernel.
     """
-    del kernel
+    values = list(map(_value, norms))
+    on_one_cpu = _is_on_one_cpu()
+    if on_one_cpu and _jax_compiled.serves(kernel, [*gradients, *values]):
+        return _jax_compiled.count_above(
+            gradients, values, strides, clip_multiplier, clip_epsilon
+        )
     return _count_above(
         list(gradients),
-        list(map(_value, norms)),
+        values,
         clip_multiplier,
         clip_epsilon,
         strides=tuple(strides),
-        in_slabs=_is_on_one_cpu(),
+        in_slabs=on_one_cpu,
     )
 
 

@@ -347,12 +347,22 @@ def count_above(
         clip_epsilon: Scalar in the dtype of the norms.
         kernel: The chosen kernel.
     """
-    values = [tf.convert_to_tensor(norm) for norm in norms]
-    for gradient, norm, stride in zip(gradients, values, strides, strict=True):
+    for gradient, norm, stride in zip(gradients, norms, strides, strict=True):
         if stride == 1:
             gradient.set_shape(norm.shape)
         else:
             gradient.set_shape((spikes.sample_size(norm.shape, stride),))
+    if not is_replicated():
+        form = _form(kernel, [*norms, *gradients])
+        count = {
+            _OPERATION: _tensorflow_compiled.count_above,
+            _CALLS: _tensorflow_in_xla.count_above,
+        }.get(form)
+        if count is not None:
+            return count(
+                gradients, norms, strides, clip_multiplier, clip_epsilon
+            )
+    values = [tf.convert_to_tensor(norm) for norm in norms]
     arguments = (list(gradients), values, clip_multiplier, clip_epsilon)
     if _has_xla():
         specifications = tf.nest.map_structure(_specification, arguments)

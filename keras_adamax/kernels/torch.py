@@ -204,15 +204,27 @@ def count_above(
         clip_epsilon: Scalar in the dtype of the norms.
         kernel: The chosen kernel.
     """
+    values = [norm.value for norm in norms]
+    if (
+        all(
+            _is_host(x.device) and _torch_tensors.is_plain(x)
+            for x in (*gradients, *values)
+        )
+        and all(value.is_contiguous() for value in values)
+        and _torch_compiled.serves(kernel, [*gradients, *values])
+    ):
+        return _torch_compiled.count_above(
+            gradients, values, strides, clip_multiplier, clip_epsilon
+        )
     return torch.stack(
         [
             spikes.are_above(
                 g,
-                spikes.sample_of(norm.value, stride),
+                spikes.sample_of(value, stride),
                 clip_multiplier,
                 clip_epsilon,
             ).sum(dtype=torch.int32)
-            for g, norm, stride in zip(gradients, norms, strides, strict=True)
+            for g, value, stride in zip(gradients, values, strides, strict=True)
         ]
     )
 
