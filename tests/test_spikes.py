@@ -44,9 +44,7 @@ CONFIGS = {
 def calm(rng, shape, factor=1):
     """Elements of one size, about 1, which float16 holds exactly."""
     size = rng.integers(128, 192, shape) / 128
-    return np.asarray(
-        factor * size * rng.choice([-1.0, 1.0], shape), "float32"
-    )
+    return np.asarray(factor * size * rng.choice([-1.0, 1.0], shape), "float32")
 
 
 def start(shapes=SHAPES, factors=FACTORS, seed=0):
@@ -355,9 +353,7 @@ def test_multi_optimizer(loop):
         keras.optimizers.OptimizerMap(second, {"weight_0": first})
     )
     step = support.make_step(loop, optimizer, variables)
-    oracles = [
-        support.oracle_of([v], clip_epsilon=0.5, **GATE) for v in values
-    ]
+    oracles = [support.oracle_of([v], clip_epsilon=0.5, **GATE) for v in values]
     for g in gradients:
         step(g)
         oracles[0].step(g[:1])
@@ -683,9 +679,7 @@ class TestTolerance:
             beta_2=0.99, clip_multiplier=1.05
         ).spike_tolerance == pytest.approx(0.171, 1e-2)
 
-    @hypothesis.given(
-        st.floats(1.0, 1e6), st.floats(0.0, 0.999999)
-    )
+    @hypothesis.given(st.floats(1.0, 1e6), st.floats(0.0, 0.999999))
     def test_it_solves_its_equation(self, multiplier, beta_2):
         p = spikes.tolerance(multiplier, beta_2)
         assert 0 < p <= 1
@@ -702,9 +696,10 @@ class TestTolerance:
     def test_it_is_of_the_present_values(self):
         optimizer = AdamaxClipped()
         optimizer.beta_2 = 0.99
-        assert optimizer.spike_tolerance == AdamaxClipped(
-            beta_2=0.99
-        ).spike_tolerance
+        assert (
+            optimizer.spike_tolerance
+            == AdamaxClipped(beta_2=0.99).spike_tolerance
+        )
         optimizer = AdamaxClipped(
             beta_2=LinearRamp(0.9, 0.99, num_steps=2),
             clip_multiplier=LinearRamp(0.5, 1.5, num_steps=2),

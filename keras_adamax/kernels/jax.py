@@ -13,7 +13,6 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import sparse as jax_sparse
 
-from keras_adamax import spikes
 from keras_adamax.kernels import (
     Step,
     _jax_compilations,
