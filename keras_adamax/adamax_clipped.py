@@ -621,7 +621,7 @@ class AdamaxClipped(RestorableOptimizer):
                     if excluded is None
                     else ops.take(
                         excluded,
-                        self._kernel.constant(tuple(chosen), "int32"),
+                        self._kernel.constant(tuple(chosen), "int32", excluded),
                     ),
                 )
             )

@@ -85,7 +85,7 @@ def counts_of(
     found: Tensor,
     shapes: Sequence[Sequence[int]],
     strides: Sequence[int],
-    constant: Callable[[tuple[float, ...], str], Tensor],
+    constant: Callable[[tuple[float, ...], str, Tensor], Tensor],
     are_excluded: Tensor | None = None,
 ) -> Counts:
     """The counts of variables with dense gradients.
@@ -94,7 +94,7 @@ def counts_of(
         found: Integers: how many elements of each sample exceed their bound.
         shapes: Of the variables.
         strides: Of the samples.
-        constant: Makes a vector of numbers.
+        constant: Makes a vector of numbers, where another tensor is.
         are_excluded: Booleans: which variables are not clipped. `None`: all
             are.
     """
@@ -105,13 +105,13 @@ def counts_of(
             size / sample_size(shape, stride) if stride > 1 else 1.0
             for size, shape, stride in zip(sizes, shapes, strides, strict=True)
         ]
-        above = above * constant(tuple(weights), "float32")
+        above = above * constant(tuple(weights), "float32", found)
     if are_excluded is None:
         return Counts(ops.sum(above), sum(sizes))
     is_given = ops.cast(ops.logical_not(are_excluded), "float32")
     return Counts(
         ops.sum(above * is_given),
-        ops.sum(constant(tuple(sizes), "float32") * is_given),
+        ops.sum(constant(tuple(sizes), "float32", found) * is_given),
     )
 
 

@@ -316,8 +316,9 @@ def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
     return list(gradients)
 
 
-def constant(values: tuple[float, ...], dtype: str) -> Tensor:
-    """A vector of numbers."""
+def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
+    """A vector of numbers, where `other` is."""
+    del other
     return jnp.asarray(values, dtype)
 
 

@@ -18,6 +18,7 @@ from keras_adamax.kernels import (
     _torch_eager,
     _torch_tensors,
 )
+from keras_adamax.update_rule import FLOAT32_MAX
 
 Tensor = Any
 
@@ -179,10 +180,9 @@ def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
     return list(gradients)
 
 
-def constant(values: tuple[float, ...], dtype: str) -> Tensor:
-    """A vector of numbers, on the device that Keras uses."""
-    device = keras.ops.convert_to_tensor(0).device
-    return _torch_tensors.constants(values, dtype, device)
+def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
+    """A vector of numbers, where `other` is."""
+    return _torch_tensors.constants(values, dtype, other.device)
 
 
 @torch.compiler.disable
@@ -216,17 +216,13 @@ def count_above(
         return _torch_compiled.count_above(
             gradients, values, strides, clip_multiplier, clip_epsilon
         )
-    return torch.stack(
-        [
-            spikes.are_above(
-                g,
-                spikes.sample_of(value, stride),
-                clip_multiplier,
-                clip_epsilon,
-            ).sum(dtype=torch.int32)
-            for g, value, stride in zip(gradients, values, strides, strict=True)
-        ]
-    )
+    found = []
+    for g, value, stride in zip(gradients, values, strides, strict=True):
+        # `clamp` takes a number, where a tensor would be copied to a device.
+        bound = clip_multiplier * spikes.sample_of(value, stride) + clip_epsilon
+        is_above = g.to(bound.dtype).abs() > bound.clamp(max=FLOAT32_MAX)
+        found.append(is_above.sum(dtype=torch.int32))
+    return torch.stack(found)
 
 
 @torch.compiler.disable
