@@ -82,7 +82,11 @@ EVERYTHING = {
     "bias_correction": True,
 }
 SKIP = {"skip_nonfinite": True}
-GATE = {"spike_threshold": 0.2, "max_skipped_spikes": 2}
+GATE = {
+    "spike_threshold": 0.2,
+    "max_skipped_spikes": 2,
+    "clip_epsilon": 4.0,
+}
 TF, JAX = ("tensorflow",), ("jax",)
 
 SCENARIOS = {
