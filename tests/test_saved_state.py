@@ -611,7 +611,7 @@ class TestSettings:
         packed = keras.ops.convert_to_numpy(other._hyperparameters)
         np.testing.assert_array_equal(
             packed,
-            np.asarray([0.7, 0.99, 1e-3, 1.75, 1e-4, 0.0], "float32"),
+            np.asarray([0.7, 0.99, 1e-3, 1.75, 1e-4, 0.0, 0.0, 5.0], "float32"),
         )
 
     def test_a_change_does_not_go_into_another_configuration(self):

@@ -473,6 +473,8 @@ class AdamaxClippedSpace:
         clips = self._parameters["clip_gradients"]
         arguments: dict[str, Any] = {}
         for name in self._parameters:
+            if self._is_added_default(name):
+                continue
             if name not in _OF_CLIPPING:
                 arguments[name] = self._declare_argument(hp, name)
             elif not clips.is_searched:
