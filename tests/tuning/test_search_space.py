@@ -1151,7 +1151,7 @@ def test_the_spike_gate_can_be_searched():
     )
     hp = keras_tuner.HyperParameters()
     assert space.build_optimizer(hp).spike_threshold is None
-    hp.values["spike_threshold"] = 0.2
+    hp.values["spike_threshold"] = "0.2"
     hp.values["clip_gradients"] = True
     optimizer = space.build_optimizer(hp)
     assert (optimizer.spike_threshold, optimizer.max_skipped_spikes) == (0.2, 3)
