@@ -67,6 +67,7 @@ def start(seed=0, shapes=support.SHAPES, steps=STEPS):
     )
 
 
+@pytest.mark.slow
 class TestLoops:
     @pytest.mark.parametrize("config", CONFIGS)
     @pytest.mark.parametrize("loop", support.LOOPS)

@@ -97,6 +97,7 @@ def test_loops(loop, config):
     check(loop, optimizer, variables, oracle, gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("loop", support.LOOPS)
 def test_sparse_loops(loop, config):

@@ -289,6 +289,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 class TestFullDisk:
     def fill(self, monkeypatch, name, is_full):
         """The disk takes half of a file, when `is_full(number of backup)`."""
@@ -410,6 +411,7 @@ class TestFullDisk:
             atomic_backup._save_weights(Model(), tmp_path / "a")
 
 
+@pytest.mark.slow
 class TestDamage:
     def stopped(self, tmp_path):
         run = Run(tmp_path)

@@ -240,6 +240,7 @@ def with_averages(kind):
     return adam
 
 
+@pytest.mark.slow
 class TestSwappedAverages:
     def fit(self, callbacks, kind="ours", epochs=EPOCHS):
         model = training.make_model(optimizer=with_averages(kind))
@@ -354,6 +355,7 @@ class TestSwappedAverages:
         assert "Received: 2 epochs" in str(caught.value)
 
 
+@pytest.mark.slow
 class TestAnotherModel:
     def stopped(self, tmp_path):
         backup = AtomicBackup(tmp_path / "b")
@@ -431,6 +433,7 @@ class TestAnotherModel:
         assert history.epoch == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 class TestInitialEpoch:
     def test_of_the_backup_comes_first(self, tmp_path):
         # As in Keras: the script is run again as it was.
