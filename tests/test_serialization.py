@@ -14,7 +14,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from keras_adamax import AdamaxClipped, JoinedSchedule, LinearRamp
@@ -396,8 +396,7 @@ VALID = st.fixed_dictionaries(
         | st.floats(0, 1, width=32).map(np.float32)
         | st.just(constant_learning_rate),
         **{name: with_schedules(value) for name, value in NUMBERS.items()},
-        # TensorFlow takes what float32 has as subnormal numbers for 0.
-        "epsilon": st.just(0.0) | st.floats(2**-126, 1),
+        "epsilon": st.floats(0, 1),
         "clip_gradients": st.booleans(),
         "bias_correction": st.booleans(),
         "exclude_from_clipping": st.none()
@@ -424,6 +423,9 @@ class TestConfig:
     @settings(max_examples=60, deadline=None)
     @given(VALID, NORMS)
     def test_any_configuration_comes_back(self, arguments, norms):
+        # TensorFlow takes what float32 has as subnormal numbers for 0.
+        numbers = [v for v in arguments.values() if isinstance(v, float)]
+        assume(all(v == 0 or v >= 2**-126 for v in numbers))
         optimizer = AdamaxClipped(**arguments, **norms)
         config = optimizer.get_config()
         text = json.dumps(config)
