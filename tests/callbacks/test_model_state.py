@@ -257,7 +257,6 @@ class TestSwappedAverages:
         both = [swap, backup] if order == "in front" else [backup, swap]
         return [callback for callback in both if callback is not None]
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("order", ["in front", "behind"])
     @pytest.mark.parametrize(
         ("kind", "save_freq", "swap_on_epoch"),
