@@ -9,7 +9,12 @@ import pytest
 
 from keras_adamax import AdamaxClipped, restoring, saved_state
 from tests.gradients import numpy, stepper
-from tests.support import id_of
+from tests.support import (
+    assign_variables,
+    id_of,
+    set_state_tree,
+    set_weights,
+)
 
 schedules = keras.optimizers.schedules
 
@@ -520,26 +525,7 @@ class TestMatching:
 class TestOriginOfRestoredStates:
     """`reset_clip_rates` and states that are set from outside."""
 
-    @staticmethod
-    def set_weights(optimizer, values):
-        optimizer.set_weights(values)
-
-    @staticmethod
-    def set_state_tree(optimizer, values):
-        model = keras.Sequential()
-        model.optimizer = optimizer
-        tree = {
-            variable.path: value
-            for variable, value in zip(optimizer.variables, values, strict=True)
-        }
-        model.set_state_tree({"optimizer_variables": tree})
-
-    @staticmethod
-    def assign(optimizer, values):
-        for variable, value in zip(optimizer.variables, values, strict=True):
-            variable.assign(value)
-
-    ROUTES = ("set_weights", "set_state_tree", "assign")
+    ROUTES = (set_weights, set_state_tree, assign_variables)
 
     @staticmethod
     def values(optimizer):
@@ -584,7 +570,7 @@ class TestOriginOfRestoredStates:
         note()
         assert len({rates for _, rates, _ in states}) >= 4
         for values, rates, totals in [*states, *reversed(states)]:
-            getattr(self, route)(optimizer, values)
+            route(optimizer, values)
             assert repr(optimizer.clip_rates()) == rates
             assert optimizer.clip_statistics() == totals
         # Exclusions are what they were, and counting goes on.
@@ -607,7 +593,7 @@ class TestOriginOfRestoredStates:
         self.train(optimizer, 0.5, steps=9)
         optimizer.reset_clip_rates()
         self.train(optimizer, 0.5)
-        getattr(self, route)(optimizer, self.values(other))
+        route(optimizer, self.values(other))
         assert optimizer.clip_rates() == other.clip_rates()
         assert optimizer.clip_rate() == other.clip_rate()
 
@@ -628,7 +614,7 @@ class TestOriginOfRestoredStates:
         values, rates = self.values(optimizer), optimizer.clip_rates()
         optimizer.reset_clip_rates()
         self.train(optimizer, 0.5)
-        getattr(self, route)(optimizer, values)
+        route(optimizer, values)
         other = built()
         other.load_own_variables(save(optimizer))
         assert other.clip_rates() == rates

@@ -9,7 +9,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_adamax_tuning import AdamaxClippedSpace
+from keras_adamax_tuning import AdamaxClippedSpace, run_search
 
 SPACE = AdamaxClippedSpace(
     learning_rate=(1e-3, 1e-1),
@@ -23,6 +23,22 @@ SPACE = AdamaxClippedSpace(
     weight_decay=None,
 )
 OTHER_SPACE = AdamaxClippedSpace(learning_rate=(1e-3, 1.0))
+# What a search draws.
+FIGURES = ["hyperparameters", "importance", "parallel_coordinates", "scores"]
+
+
+def search(output, **changes):
+    """Runs a search of two short trials; returns its result."""
+    arguments = {
+        "space": SPACE,
+        "max_trials": 2,
+        "epochs": 1,
+        "sampler": "random",
+        "seed": 0,
+        "verbose": False,
+        **changes,
+    }
+    return run_search(build_model, load_data, output=output, **arguments)
 
 
 def build_model(hp):

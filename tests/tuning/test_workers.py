@@ -424,3 +424,62 @@ def test_a_model_builder_that_fails_at_length(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
     printed = (tmp_path / "log").read_text()
     assert "ValueError: xxxxx" in printed and "searched.py, line" in printed
+
+
+HYPERMODEL = """
+import keras
+import keras_tuner
+
+
+class Mine(keras_tuner.HyperModel):
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def build(self, hp):
+        model = keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(self.width)]
+        )
+        model.add(keras.layers.Dense(1))
+        model.compile(loss="mse")
+        return model
+
+    def fit(self, hp, model, x, y, **kwargs):
+        x = x * hp.Float("scale", 0.5, 2.0)
+        history = model.fit(x, y, epochs=hp.Int("rounds", 2, 3), **kwargs)
+        return {"score": 1 / history.history["val_loss"][-1]}
+
+
+mine = Mine(4)
+"""
+
+
+@pytest.mark.slow
+def test_a_hypermodel_with_a_fit_of_its_own(tmp_path):
+    (tmp_path / "models.py").write_text(HYPERMODEL)
+    output = tmp_path / "out"
+    arguments = command(output, "--objective=score", "--direction=max")
+    arguments[3] = "models:mine"
+
+    def run(*more):
+        return subprocess.run(
+            [*arguments, *more],
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    done = run()
+    assert done.returncode == 2, done.stderr
+    assert "--epochs none" in done.stderr.splitlines()[-1]
+    done = run("--epochs=none", f"--output={tmp_path / 'other'}")
+    assert done.returncode == 0, done.stderr
+    for row in assert_complete(tmp_path / "other"):
+        # The recorders reached its `model.fit`, and what it searched is there.
+        assert float(row["score"]) > 0
+        assert 0.5 <= float(row["scale"]) <= 2
+        path = tmp_path / "other" / "trials" / f"trial_{int(row['number']):04d}"
+        logs = (path / "history.csv").read_text().splitlines()
+        assert len(logs) == 1 + int(row["rounds"])

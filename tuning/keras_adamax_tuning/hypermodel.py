@@ -234,8 +234,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
                 f"`{name}` must be given once. Received: "
                 f"{name}={arguments[name]!r} from the search, and {name} in "
                 f"{type(self._hypermodel).__qualname__}.fit. Give {name}=None "
-                f"to `run_search` or leave it out of `search`, or take {name} "
-                "out of that `fit`."
+                f"to `run_search` (--{name.replace('_', '-')} none) or leave "
+                f"it out of `search`, or take {name} out of that `fit`."
             ) from error
 
     def _fit_arguments(self, hp: Any) -> dict[str, int]:
