@@ -196,6 +196,14 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    from keras_adamax_tuning import _workers
+
+    # Before anything imports Keras: they do so at the same time.
+    with _workers.started(options.workers, "keras_adamax_tuning.search"):
+        return _search_with_workers(options)
+
+
+def _search_with_workers(options: argparse.Namespace) -> int:
     # Here, because these import Keras.
     from keras_adamax_tuning import _errors, _workers
     from keras_adamax_tuning._references import load_reference

@@ -126,7 +126,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             for name, (argument, _) in _FIT_ARGUMENTS.items()
         }
         self._compile_arguments = _check_compile_arguments(compile_arguments)
-        self._is_checked = False
+        # Whether the next build looks for what is searched in vain.
+        self.warns_of_replaced = True
         super().__init__(name=name, tunable=tunable)
 
     @property
@@ -162,8 +163,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
         """
         model = self.build_model(hp)
         _check_model(model)
-        if not self._is_checked:
-            self._is_checked = True
+        if self.warns_of_replaced:
+            self.warns_of_replaced = False
             _replaced.warn_of_replaced(self.build_model, hp, model)
         optimizer = self.space.build_optimizer(hp)
         self._fit_arguments(hp)

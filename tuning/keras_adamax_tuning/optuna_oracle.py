@@ -332,12 +332,15 @@ class OptunaOracle(keras_tuner.Oracle):
             StorageError: If the database cannot be used.
             ValueError: If the sampler is `"grid"` and the space is not finite.
         """
-        if self.sampler == "grid":
-            _distributions.grid(self.hyperparameters.space)
+        self._check_grid()
         study = self.study
         recorded = study.user_attrs.get(_IDENTITY)
         if recorded is not None:
             self._check_identity(recorded, self.identity())
+
+    def _check_grid(self) -> None:
+        if self.sampler == "grid":
+            _distributions.grid(self.hyperparameters.space)
 
     def begin_search(self) -> None:
         """Compares the search with the record; called before the first trial.
@@ -348,13 +351,13 @@ class OptunaOracle(keras_tuner.Oracle):
             StorageError: If the database cannot be used.
             ValueError: If the sampler is `"grid"` and the space is not finite.
         """
-        self.check_search()
+        self._check_grid()
         study = self.study
+        identity = self.identity()
         if _IDENTITY not in study.user_attrs:
-            identity = self.identity()
             study.set_user_attr(_IDENTITY, identity)
-            # If two processes begin at once, the later one's is compared.
-            self._check_identity(study.user_attrs[_IDENTITY], identity)
+        # If two processes begin at once, the later one's is compared.
+        self._check_identity(study.user_attrs[_IDENTITY], identity)
         grown = study.user_attrs.get(SPACE)
         if grown is not None:
             self.update_space(keras_tuner.HyperParameters.from_config(grown))
