@@ -51,6 +51,8 @@ def with_state(variables=None, seed=0, iterations=7, **arguments):
     optimizer._clip_counts.assign(counts)
     optimizer._iterations.assign(iterations)
     optimizer._skipped_steps.assign(3)
+    if optimizer.spike_threshold is not None:
+        optimizer._spike_gate.assign([1, 2, 4])
     return optimizer
 
 
@@ -85,6 +87,7 @@ def everything(optimizer):
         optimizer.clip_statistics(),
         repr(optimizer.clip_rates()),
         optimizer.skipped_steps(),
+        optimizer.spike_steps(),
         optimizer._unmatched_patterns,
         [
             optimizer._use_weight_decay(v)
@@ -159,6 +162,7 @@ class TestFormat:
             {"gradient_accumulation_steps": 3},
             {"use_ema": True, "gradient_accumulation_steps": 3},
             {"exclude_from_clipping": ["a$", "c$"]},
+            {"spike_threshold": 0.4, "max_skipped_spikes": 7},
         ],
     )
     def test_round_trip(self, arguments):
@@ -203,7 +207,8 @@ class TestFormat:
             moments(model.optimizer).values()
         )
 
-    def test_format_1(self):
+    @pytest.mark.parametrize("arguments", [{}, {"spike_threshold": 0.4}])
+    def test_format_1(self, arguments):
         # Written out, because every later version must read it.
         roles = {
             "momentum.0": [0.5, -0.25],
@@ -247,12 +252,16 @@ class TestFormat:
         }
         text = json.dumps(manifest).encode()
         store["manifest"] = np.frombuffer(text, "uint8")
-        optimizer = AdamaxClipped()
+        # The format is from before there was a spike gate.
+        optimizer = AdamaxClipped(**arguments)
         optimizer.load_own_variables(store)
         variable = keras.Variable([1.0, 2.0], name="w")
         optimizer.build([variable])
         assert int(optimizer.iterations) == 4
         assert optimizer.skipped_steps() == 1
+        assert optimizer.spike_steps() == 0
+        assert optimizer.spike_threshold == arguments.get("spike_threshold")
+        assert optimizer.max_skipped_spikes == 5
         assert moments(optimizer) == {
             "w": ([0.5, -0.25], [1.0, 2.0], [3.0, 0.0, 0.0, 8.0, 1.0, 0.0])
         }
@@ -1541,11 +1550,11 @@ class TestAdamax:
         assert np.ptp(keras.ops.convert_to_numpy(variables[0])) > 0
 
     def test_counts_and_the_rest_start_afresh(self):
-        other = with_state()
+        other = with_state(spike_threshold=0.4)
         other.reset_clip_rates()
         other.load_own_variables(save(self.adamax()))
         assert set(other.clip_statistics().counted.values()) == {0}
-        assert other.skipped_steps() == 0
+        assert other.skipped_steps() == other.spike_steps() == 0
         assert all(np.isnan(r) for r in other.clip_rates().values())
 
     @pytest.mark.parametrize("is_built", [True, False])

@@ -194,6 +194,44 @@ XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
   return nullptr;
 }
 
+// Counts what exceeds its bound.
+//
+// Arguments: `clip_multiplier` and `clip_epsilon`; then `n` samples of
+// gradients, and `n` norms of the whole variables. Result: how many elements of
+// each sample exceed their bound (int32). Attribute: `strides` of the samples
+// (array of int64).
+XLA_FFI_Error* count_elements_above(const XLA_FFI_CallFrame& frame) {
+  const int64_t count = (frame.args.size - 1) / 2;
+  const int64_t* strides = integers(frame, "strides", count);
+  if (!strides || frame.args.size != 1 + 2 * count) {
+    return does_not_fit(frame.api);
+  }
+  Shared* shared = make_shared(count);
+  if (!shared) return no_memory(frame.api);
+  Tensors& all = shared->all;
+  all.run = count_above_block;
+  all.strides = strides;
+  all.scalars = {};
+  all.scalars.clip_multiplier = scalar(argument(frame, 0), 0);
+  all.scalars.clip_epsilon = scalar(argument(frame, 0), 1);
+  for (int64_t i = 0; i < count; ++i) {
+    const XLA_FFI_Buffer& sample = argument(frame, 1 + i);
+    const XLA_FFI_Buffer& norm = argument(frame, 1 + count + i);
+    all.kinds[i] = RowOf::dtype(sample.dtype);
+    all.sizes[i] = elements(sample);
+    const int64_t state = RowOf::dtype(norm.dtype);
+    if (all.kinds[i] < 0 || state != (all.kinds[i] == 1) ||
+        all.sizes[i] != sample_size(elements(norm), strides[i])) {
+      release(shared);
+      return strange_dtype(frame.api);
+    }
+    all.gradients[i] = sample.data;
+    all.norms[i] = norm.data;
+  }
+  work_together(frame, shared, static_cast<int32_t*>(result(frame, 0).data));
+  return nullptr;
+}
+
 // Updates `n` variables in place.
 //
 // Arguments: the scalars, in the order of `Scalars`; of all the optimizer's
@@ -290,5 +328,6 @@ XLA_FFI_Error* add_to_counts(const XLA_FFI_CallFrame& frame) {
 
 KERAS_ADAMAX_HANDLER(keras_adamax_count_nonfinite_in_xla,
                      count_nonfinite_elements)
+KERAS_ADAMAX_HANDLER(keras_adamax_count_above_in_xla, count_elements_above)
 KERAS_ADAMAX_HANDLER(keras_adamax_update_in_xla, update_variables)
 KERAS_ADAMAX_HANDLER(keras_adamax_add_counts_in_xla, add_to_counts)

@@ -1141,3 +1141,20 @@ def test_canary_keras_tuner_has_choices_of_one_type():
     with pytest.raises(TypeError, match="only one type"):
         kt_hyperparameters.Choice("x", [1, 0.1])
     assert kt_hyperparameters.Choice("x", [True, False]).values == [1, 0]
+
+
+def test_the_spike_gate_can_be_searched():
+    space = AdamaxClippedSpace(
+        spike_threshold=[None, 0.2], max_skipped_spikes=3
+    )
+    hp = keras_tuner.HyperParameters()
+    assert space.build_optimizer(hp).spike_threshold is None
+    hp.values["spike_threshold"] = "0.2"
+    hp.values["clip_gradients"] = True
+    optimizer = space.build_optimizer(hp)
+    assert (optimizer.spike_threshold, optimizer.max_skipped_spikes) == (0.2, 3)
+    hp.values["clip_gradients"] = False
+    assert space.build_optimizer(hp).spike_threshold is None
+    assert AdamaxClippedSpace.from_config(space.get_config()) == space
+    # What a search from before it says of itself stays the same.
+    assert "spike_threshold" not in AdamaxClippedSpace().get_config()
