@@ -110,11 +110,21 @@ int64_t bytes_of(XLA_FFI_DataType dtype) {
                                          : 2;
 }
 
+// Writes what was found of a tensor to place `i` of a result: as digits, or,
+// where it is of a sample, as one number.
+void write_found(float* found, int64_t i, int64_t number) {
+  write_digits(found + kDigits * i, number);
+}
+
+void write_found(int32_t* found, int64_t i, int64_t number) {
+  found[i] = int32_t(number);
+}
+
 // Does all blocks, with the threads of XLA that have nothing else to do.
-// Writes the digits of what was found of each tensor to `found`, and lets go of
-// `shared`.
+// Writes what was found of each tensor to `found`, and lets go of `shared`.
+template <typename Found>
 void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
-                   float* found) {
+                   Found* found) {
   work_with_helpers(shared, threads_of_pool(frame), [&frame, shared] {
     XLA_FFI_ThreadPool_Schedule_Args args = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame.ctx,
@@ -122,7 +132,7 @@ void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
     return succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args));
   });
   for (int64_t i = 0; i < shared->all.count; ++i) {
-    write_digits(found + kDigits * i, shared->all.found[i]);
+    write_found(found, i, shared->all.found[i]);
   }
   release(shared);
 }
@@ -203,7 +213,9 @@ XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
 XLA_FFI_Error* count_elements_above(const XLA_FFI_CallFrame& frame) {
   const int64_t count = (frame.args.size - 1) / 2;
   const int64_t* strides = integers(frame, "strides", count);
-  if (!strides || frame.args.size != 1 + 2 * count) {
+  const XLA_FFI_Buffer& found = result(frame, 0);
+  if (!strides || frame.args.size != 1 + 2 * count ||
+      found.dtype != XLA_FFI_DataType_S32 || elements(found) != count) {
     return does_not_fit(frame.api);
   }
   Shared* shared = make_shared(count);
@@ -228,7 +240,7 @@ XLA_FFI_Error* count_elements_above(const XLA_FFI_CallFrame& frame) {
     all.gradients[i] = sample.data;
     all.norms[i] = norm.data;
   }
-  work_together(frame, shared, static_cast<int32_t*>(result(frame, 0).data));
+  work_together(frame, shared, static_cast<int32_t*>(found.data));
   return nullptr;
 }
 
