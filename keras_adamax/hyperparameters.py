@@ -26,6 +26,8 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
     "clip_multiplier": {"minimum": 1},
     "clip_epsilon": {"minimum": 0},
     "weight_decay": {"minimum": 0},
+    "spike_threshold": {"exclusive_minimum": 0, "exclusive_maximum": 1},
+    "max_skipped_spikes": {"minimum": 1},
 }
 # In the order of the packed variable: saved states depend on it.
 PACKED = (
@@ -35,7 +37,12 @@ PACKED = (
     "clip_multiplier",
     "clip_epsilon",
     "weight_decay",
+    "spike_threshold",
+    "max_skipped_spikes",
 )
+# Without a spike gate the state is as it was before there was one: Keras's
+# wrappers load it by position.
+PACKED_WITHOUT_GATE = PACKED[: PACKED.index("spike_threshold")]
 SCHEDULABLE = ("beta_1", "beta_2", "clip_multiplier", "clip_epsilon")
 
 
@@ -57,8 +64,10 @@ def check(name: str, value: Any) -> Any:
             alternatives=", a LearningRateSchedule or a callable",
             **RANGES[name],
         )
-    if name == "weight_decay":
+    if name in ("weight_decay", "spike_threshold"):
         return _validation.check_optional_number(name, value, **RANGES[name])
+    if name == "max_skipped_spikes":
+        return _validation.check_integer(name, value, **RANGES[name])
     if name not in SCHEDULABLE:
         hint = (
             f"`{name}` cannot be a schedule."
@@ -105,11 +114,17 @@ def written_or_shortest(written: int | float, value: Any) -> int | float:
 class LiveHyperparameters:
     """The hyperparameters that a step reads: numbers or schedules.
 
+    Those of the spike gate, where `spike_threshold` is `None`, no step reads.
+
     Args:
         values: Name to checked value, for every name in `PACKED`.
     """
 
     def __init__(self, values: Mapping[str, Any]):
+        self._names = (
+            PACKED_WITHOUT_GATE if values["spike_threshold"] is None else PACKED
+        )
+        self._unread = {n: values[n] for n in PACKED if n not in self._names}
         self.schedules = {
             name: value
             for name, value in values.items()
@@ -118,7 +133,9 @@ class LiveHyperparameters:
         self.written = {
             name: value
             for name, value in values.items()
-            if value is not None and name not in self.schedules
+            if value is not None
+            and name not in self.schedules
+            and name not in self._unread
         }
         self.constructed = dict(self.written)
         self._variable: keras.Variable | None = None
@@ -126,7 +143,7 @@ class LiveHyperparameters:
     @property
     def packed(self) -> np.ndarray:
         """The written numbers in `PACKED`'s order; 0 where there is none."""
-        return np.asarray([self.written.get(name, 0.0) for name in PACKED])
+        return np.asarray([self.written.get(n, 0.0) for n in self._names])
 
     def attach(self, variable: keras.Variable) -> None:
         """Keeps the numbers in `variable` from now on."""
@@ -137,7 +154,7 @@ class LiveHyperparameters:
         if name in self.schedules:
             return self.schedules[name]
         if name not in self.written:
-            return None
+            return self._unread.get(name)
         return written_or_shortest(
             self.written[name], values[PACKED.index(name)]
         )
@@ -161,16 +178,32 @@ class LiveHyperparameters:
                 "and cannot be set. Make the optimizer with a number to set "
                 f"it later. Received: {name}={value!r}."
             )
+        if name in self._unread:
+            raise AttributeError(
+                f"`{name}` cannot be set: `spike_threshold` was None when the "
+                "optimizer was made, so that it has no spike gate. Make the "
+                "optimizer with a number, such as spike_threshold=0.2, to set "
+                f"it later. Received: {name}={value!r}."
+            )
         if name not in self.written:
             raise AttributeError(
                 f"`{name}` was None when the optimizer was made, and cannot be "
                 f"set. Make the optimizer with {name}=0.0 to set it later. "
                 f"Received: {name}={value!r}."
             )
-        self.assign(
-            {name: _validation.check_number(name, value, **RANGES[name])},
-            values,
+        if name == "spike_threshold" and value is None:
+            raise AttributeError(
+                "`spike_threshold` was a number when the optimizer was made, "
+                "and cannot be turned off: compiled steps would not see it. "
+                "Received: spike_threshold=None. Make the optimizer with "
+                "spike_threshold=None."
+            )
+        check_value = (
+            _validation.check_integer
+            if name == "max_skipped_spikes"
+            else _validation.check_number
         )
+        self.assign({name: check_value(name, value, **RANGES[name])}, values)
 
     def assign(self, numbers: Mapping[str, Any], values: np.ndarray) -> None:
         """Changes some numbers in the variable.

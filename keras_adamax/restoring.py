@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_adamax import exclusions, hyperparameters, saved_state
+from keras_adamax import exclusions, hyperparameters, saved_state, spikes
 from keras_adamax.statistics import ClipStatistics
 
 # Attributes beside the variables that hold what a state gave to an optimizer
@@ -44,6 +44,11 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             "hyperparameters": self._hyperparameters,
             "log_beta_1_product": self._log_beta_1_product,
             "skipped_steps": self._skipped_steps,
+            **(
+                {}
+                if self._spike_gate is None
+                else {"spike_gate": self._spike_gate}
+            ),
         }
 
     def _scalar_values(self) -> dict[str, np.ndarray]:
@@ -347,6 +352,13 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 raise saved_state.damaged(
                     f"{role} is no number, and of shape {arrays[role].shape}"
                 )
+        # One that was saved without a gate says nothing of it.
+        gate = saved.arrays.get("spike_gate", np.zeros(len(spikes.STATE)))
+        if gate.shape != (len(spikes.STATE),) or not _is_numeric(gate):
+            raise saved_state.damaged(
+                f"spike_gate is not {', '.join(spikes.STATE)}"
+            )
+        arrays["spike_gate"] = gate
         return _Scalars(arrays, learning_rate, numbers, pattern, origin)
 
     def _plan(
@@ -528,8 +540,9 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 if variable is not None
             ]
         assignments.append((self._iterations, roles["iterations"]))
-        for role in ("log_beta_1_product", "skipped_steps"):
-            assignments.append((self._scalars()[role], np.zeros(())))
+        for role, variable in self._scalars().items():
+            if role in ("log_beta_1_product", "skipped_steps", "spike_gate"):
+                assignments.append((variable, np.zeros(variable.shape)))
         return _Plan(assignments, learning_rate=roles.get("learning_rate"))
 
     def _fresh(self) -> list[tuple[Any, np.ndarray]]:
@@ -550,6 +563,8 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             return
         for role in ("iterations", "skipped_steps"):
             self._scalars()[role].assign(scalars.arrays[role])
+        if self._spike_gate is not None:
+            self._spike_gate.assign(scalars.arrays["spike_gate"])
         # As in Keras, the learning rate is state, and the rest is
         # configuration: of it, a change since construction is state.
         if scalars.learning_rate is not None:

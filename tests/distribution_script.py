@@ -82,6 +82,11 @@ EVERYTHING = {
     "bias_correction": True,
 }
 SKIP = {"skip_nonfinite": True}
+GATE = {
+    "spike_threshold": 0.2,
+    "max_skipped_spikes": 2,
+    "clip_epsilon": 4.0,
+}
 TF, JAX = ("tensorflow",), ("jax",)
 
 SCENARIOS = {
@@ -92,6 +97,9 @@ SCENARIOS = {
     ),
     "sparse loop": Scenario(way="sparse loop", backends=TF),
     "sparse fit": Scenario(way="sparse fit"),
+    "gated loop": Scenario(GATE),
+    "gated fit": Scenario(GATE, way="fit"),
+    "gated sparse fit": Scenario(GATE, way="sparse fit"),
     "everything": Scenario(EVERYTHING, not_decayed=(1,)),
     "everything in fit": Scenario(EVERYTHING, way="fit"),
     "everything in sparse fit": Scenario(EVERYTHING, way="sparse fit"),
@@ -465,6 +473,7 @@ def report(optimizer, variables, replicas_of):
             "counted": list(statistics.counted.values()),
             "clip_rates": list(optimizer.clip_rates().values()),
             "skipped_steps": optimizer.skipped_steps(),
+            "spike_steps": optimizer.spike_steps(),
             # Every replica has the same state.
             "differing": [
                 v.path

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -1141,3 +1142,45 @@ def test_canary_keras_tuner_has_choices_of_one_type():
     with pytest.raises(TypeError, match="only one type"):
         kt_hyperparameters.Choice("x", [1, 0.1])
     assert kt_hyperparameters.Choice("x", [True, False]).values == [1, 0]
+
+
+def test_the_spike_gate_can_be_searched():
+    space = AdamaxClippedSpace(
+        spike_threshold=[None, 0.2], max_skipped_spikes=3
+    )
+    hp = keras_tuner.HyperParameters()
+    assert space.build_optimizer(hp).spike_threshold is None
+    hp.values["spike_threshold"] = "0.2"
+    hp.values["clip_gradients"] = True
+    optimizer = space.build_optimizer(hp)
+    assert (optimizer.spike_threshold, optimizer.max_skipped_spikes) == (0.2, 3)
+    hp.values["clip_gradients"] = False
+    assert space.build_optimizer(hp).spike_threshold is None
+    assert AdamaxClippedSpace.from_config(space.get_config()) == space
+    # What a search from before it says of itself stays the same.
+    assert "spike_threshold" not in AdamaxClippedSpace().get_config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tolerance"),
+    [
+        # ln(1 / beta_2) over that plus ln(clip_multiplier), by hand.
+        ({"beta_2": 0.999, "clip_multiplier": 1.2}, "0.00546"),
+        ({"beta_2": 0.99, "clip_multiplier": 1.2}, "0.0522"),
+        (
+            {"beta_2": (0.99, 0.999), "clip_multiplier": [1.2, 1.05]},
+            "0.00546 to 0.171",
+        ),
+        ({"beta_2": 0.99, "clip_gradients": False}, None),
+        ({"beta_2_schedule": "exponential", "num_steps": 9}, None),
+        ({"beta_2": schedules.ExponentialDecay(0.9, 3, 0.5)}, None),
+    ],
+)
+def test_the_table_says_the_spike_tolerance(arguments, tolerance):
+    table = AdamaxClippedSpace(**arguments).describe()
+    rows = [r for r in table.splitlines() if "spike_tolerance" in r]
+    if tolerance is None:
+        assert not rows
+    else:
+        [row] = rows
+        assert re.fullmatch(rf"spike_tolerance +{tolerance} +follows *", row)
