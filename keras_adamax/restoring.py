@@ -82,11 +82,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         pending = self._pending_state
         if pending is not None and self._before_pending is None:
             # It was refused, and holds all that it was loaded with.
-            roles = [
-                role
-                for role in self._scalars()
-                if pending.manifest and role in pending.arrays
-            ]
+            roles = self._scalars() if pending.manifest else ()
             saved_state.rewrite(
                 store,
                 pending,
