@@ -18,6 +18,7 @@ from keras_adamax import (
     saved_state,
     spikes,
     statistics,
+    target_clip_rate,
     update_rule,
 )
 from keras_adamax.hyperparameters import LiveHyperparameters, LiveNumber
@@ -92,8 +93,9 @@ class AdamaxClipped(RestorableOptimizer):
         clip_gradients: Whether gradients are clipped. `False` leaves Adamax.
             Defaults to `True`.
         clip_multiplier: How much larger than the running maximum of its past
-            a gradient element may be. Number >= 1 or a schedule, whose values
-            are held at 1 from below. Defaults to `1.2`.
+            a gradient element may be. Number >= 1, a schedule, whose values
+            are held at 1 from below, or a `TargetClipRate`, which says how
+            often to clip in its place. Defaults to `1.2`.
         clip_epsilon: Added to the bound, in units of the gradient; lets a
             weight start that had no gradient so far. Number >= 0 or a
             schedule. Defaults to `1e-4`.
@@ -172,7 +174,9 @@ class AdamaxClipped(RestorableOptimizer):
 
     Raises:
         TypeError: If an argument is of a wrong type.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or `clip_multiplier` is a
+            `TargetClipRate` and `clip_gradients` or `track_clip_rate` is
+            `False`.
 
     Example:
         >>> import keras, keras_adamax
@@ -324,6 +328,16 @@ class AdamaxClipped(RestorableOptimizer):
         self.skip_nonfinite = _validation.check_bool(
             "skip_nonfinite", skip_nonfinite
         )
+        if live.target_clip_rate is not None and not (
+            self.clip_gradients and self.track_clip_rate
+        ):
+            raise ValueError(
+                "With a `TargetClipRate` as `clip_multiplier`, "
+                "`clip_gradients` and `track_clip_rate` must be True: it "
+                "follows the count of clipped elements. "
+                f"Received: clip_gradients={clip_gradients}, "
+                f"track_clip_rate={track_clip_rate}."
+            )
         self._add_scalar_variables()
         self._paths: tuple[str, ...] = ()
         self._unmatched_patterns: tuple[str, ...] = ()
@@ -349,7 +363,6 @@ class AdamaxClipped(RestorableOptimizer):
             aggregation="only_first_replica",
             name="hyperparameters",
         )
-        self._live.attach(packed)
         self._hyperparameters = packed
         self._log_beta_1_product = self.add_variable(
             shape=(),
@@ -373,6 +386,16 @@ class AdamaxClipped(RestorableOptimizer):
                 aggregation="only_first_replica",
                 name="spike_gate",
             )
+        self._clip_excess = None
+        if self._live.target_clip_rate is not None:
+            self._clip_excess = self.add_variable(
+                shape=(),
+                initializer=keras.initializers.Constant(target_clip_rate.START),
+                dtype=dtype,
+                aggregation="only_first_replica",
+                name="clip_multiplier_minus_1",
+            )
+        self._live.attach(packed, self._clip_excess)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the state for a list of variables.
@@ -761,12 +784,18 @@ class AdamaxClipped(RestorableOptimizer):
         trainable_variables: Sequence[Any],
         learning_rate: Tensor,
     ) -> None:
+        counts_before = None
+        if self._clip_excess is not None:
+            # A copy: torch's kernels write to the memory of the variable.
+            counts_before = ops.copy(ops.convert_to_tensor(self._clip_counts))
         if self._kernel_choice == "reference" or self._kernel.is_replicated():
             super()._backend_update_step(
                 grads, trainable_variables, learning_rate
             )
         else:
             self._update_together(grads, trainable_variables, learning_rate)
+        if counts_before is not None:
+            self._follow_target_clip_rate(counts_before)
         product = self._log_beta_1_product
         if "beta_1" in self._live.schedules:
             product.assign(self._next_log_beta_1_product(product.dtype))
@@ -779,6 +808,22 @@ class AdamaxClipped(RestorableOptimizer):
                     self._next_log_beta_1_product(product.dtype),
                 )
             )
+
+    def _follow_target_clip_rate(self, counts_before: Tensor) -> None:
+        """Sets the multiplier of the next step by what this one clipped."""
+        target, excess = self._live.target_clip_rate, self._clip_excess
+        assert target is not None and excess is not None
+        clipped, counted = (
+            ops.cast(total, excess.dtype)
+            for total in statistics.step_totals(
+                counts_before, ops.convert_to_tensor(self._clip_counts)
+            )
+        )
+        excess.assign(
+            target.next_excess(
+                ops.convert_to_tensor(excess), clipped, counted, self.iterations
+            )
+        )
 
     def _next_log_beta_1_product(self, dtype: str) -> Tensor:
         beta_1 = self._live.tensor("beta_1", self.iterations, dtype)
@@ -1064,18 +1109,22 @@ class AdamaxClipped(RestorableOptimizer):
             self._present_value("beta_2"),
         )
 
-    def _present_value(self, name: str) -> float:
-        if name not in self._live.schedules:
-            return float(self._get_live(name))
-        updates = int(self._kernel.to_numpy(self._iterations)) // (
-            self.gradient_accumulation_steps or 1
-        )
-        value = self._live.tensor(
-            name, ops.convert_to_tensor(updates), "float32"
-        )
-        return float(ops.convert_to_numpy(value))
-
     # Hyperparameters
+
+    def current_clip_multiplier(self) -> float:
+        """The multiplier of the next step.
+
+        Returns:
+            The number, the value of the schedule, or what a `TargetClipRate`
+            has come to.
+        """
+        return self._present_value("clip_multiplier")
+
+    def _present_value(self, name: str) -> float:
+        # Fails where `fit` holds the state.
+        self._kernel.to_numpy(self._hyperparameters)
+        value = self._live.tensor(name, self.iterations, "float32")
+        return float(ops.convert_to_numpy(value))
 
     def _get_live(self, name: str) -> Any:
         return self._live.get(

@@ -14,6 +14,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_adamax import _validation
+from keras_adamax.target_clip_rate import TargetClipRate
 from keras_adamax.update_rule import LARGEST_DECAY_RATE
 
 Tensor = Any
@@ -53,6 +54,13 @@ def check(name: str, value: Any) -> Any:
         TypeError: If it is of a wrong type.
         ValueError: If it is out of range; a schedule, if its first value is.
     """
+    if isinstance(value, TargetClipRate):
+        if name == "clip_multiplier":
+            return value
+        raise TypeError(
+            f"`{name}` must not be a `TargetClipRate`, which is for "
+            f"`clip_multiplier` alone. Received: {name}={value!r}."
+        )
     if name == "learning_rate":
         if isinstance(value, LearningRateSchedule) or (
             callable(value) and not isinstance(value, keras.Variable)
@@ -139,15 +147,30 @@ class LiveHyperparameters:
         }
         self.constructed = dict(self.written)
         self._variable: keras.Variable | None = None
+        self._excess: keras.Variable | None = None
+
+    @property
+    def target_clip_rate(self) -> TargetClipRate | None:
+        """What the clip multiplier follows, if that is a clip rate."""
+        schedule = self.schedules.get("clip_multiplier")
+        return schedule if isinstance(schedule, TargetClipRate) else None
 
     @property
     def packed(self) -> np.ndarray:
         """The written numbers in `PACKED`'s order; 0 where there is none."""
         return np.asarray([self.written.get(n, 0.0) for n in self._names])
 
-    def attach(self, variable: keras.Variable) -> None:
-        """Keeps the numbers in `variable` from now on."""
+    def attach(
+        self, variable: keras.Variable, excess: keras.Variable | None
+    ) -> None:
+        """Keeps the numbers in variables from now on.
+
+        Args:
+            variable: The numbers in `PACKED`'s order.
+            excess: `clip_multiplier - 1`, with a `TargetClipRate`.
+        """
         self._variable = variable
+        self._excess = excess
 
     def get(self, name: str, values: np.ndarray) -> Any:
         """What the user wrote, or the present number, given the variable."""
@@ -233,6 +256,8 @@ class LiveHyperparameters:
         if name not in self.schedules:
             packed = ops.convert_to_tensor(self._variable)
             return ops.cast(packed[PACKED.index(name)], dtype)
+        if name == "clip_multiplier" and self._excess is not None:
+            return 1.0 + ops.cast(self._excess, dtype)
         value = ops.cast(
             ops.convert_to_tensor(self.schedules[name](step)), dtype
         )

@@ -156,6 +156,8 @@ SCENARIOS = {
     "NaN spreads": Scenario(bad={2: (-1, NAN, 0)}),
     "Inf is clipped": Scenario(bad={2: (0, INF, 0)}),
     # Live changes.
+    "target clip rate": Scenario({"target_clip_rate": 0.75}),
+    "target clip rate in fit": Scenario({"target_clip_rate": 0.75}, way="fit"),
     "changes": Scenario({"weight_decay": 0.0}, changes=CHANGES),
     "changes in fit": Scenario(
         {"weight_decay": 0.0}, way="fit", changes=CHANGES
@@ -259,7 +261,7 @@ def _fill(gradients, size, replica):
 def make_optimizer(scenario, is_ours=True):
     import keras
 
-    from keras_adamax import AdamaxClipped
+    from keras_adamax import AdamaxClipped, TargetClipRate
 
     config: dict[str, Any] = dict(scenario.config)
     if is_ours:
@@ -269,6 +271,9 @@ def make_optimizer(scenario, is_ours=True):
         config["beta_1"] = keras.optimizers.schedules.PiecewiseConstantDecay(
             [boundary], [before, after]
         )
+    target = config.pop("target_clip_rate", None)
+    if target is not None:
+        config["clip_multiplier"] = TargetClipRate(target)
     cls = AdamaxClipped if is_ours else keras.optimizers.Adamax
     inner = outer = cls(**config)
     if scenario.loss_scale is not None:

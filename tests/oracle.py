@@ -8,6 +8,13 @@ It imports NumPy and nothing of ours: it is written from the formulas alone.
     u     = max(beta_2 * u, |g|)
     w     = w - learning_rate * m / (u + epsilon)    # [/ (1 - prod beta_1)]
 
+With a target for the clip rate, after an update that counted any element:
+
+    error           = min(clipped / counted / target - 1, 4)   # over all w
+    error           = min(error, 0)            # in the first 100 updates
+    excess          = clip(excess * exp(0.1 * error), 1e-4, 1e3)
+    clip_multiplier = 1 + excess               # of the next update
+
 Beside every value `x` of its state the oracle carries `x_error`: how far an
 implementation of the same formulas in the weight's precision can be from it
 through rounding alone. A test therefore needs no chosen tolerance:
@@ -191,6 +198,8 @@ class AdamaxClippedOracle:
         learning_rate: A number or a function of `calls`.
         beta_1, beta_2, clip_multiplier, clip_epsilon: Numbers or functions
             of `iterations`. A multiplier below 1 counts as 1.
+        target_clip_rate: What the multiplier follows, if not `None`; it begins
+            at 1.2 then.
         epsilon: A number.
         clip_gradients, bias_correction, skip_nonfinite: Booleans.
         spike_threshold: A number or `None`.
@@ -230,6 +239,7 @@ class AdamaxClippedOracle:
         clip_gradients: bool = True,
         clip_multiplier: NumberOrFunction = 1.2,
         clip_epsilon: NumberOrFunction = 1e-4,
+        target_clip_rate: float | None = None,
         bias_correction: bool = False,
         exclude_from_clipping: Iterable[int] = (),
         skip_nonfinite: bool = False,
@@ -257,6 +267,8 @@ class AdamaxClippedOracle:
         self.clip_gradients = clip_gradients
         self.clip_multiplier = clip_multiplier
         self.clip_epsilon = clip_epsilon
+        self.target_clip_rate = target_clip_rate
+        self.excess = Approx(0.2).rounded(PRECISIONS["float32"])
         self.bias_correction = bias_correction
         self.exclude_from_clipping = set(exclude_from_clipping)
         self.skip_nonfinite = skip_nonfinite
@@ -481,9 +493,14 @@ class AdamaxClippedOracle:
         rate = self._hyperparameter(self.learning_rate, self.calls)
         beta_1 = self._hyperparameter(self.beta_1, self.iterations)
         self._multiply_betas(beta_1)
+        clipped, counted = sum(self.clipped), sum(self.counted)
         for i in present:
             self._decay_weight(i, rate)
             self._update_weight(i, rows[i], grads[i], rate, beta_1)
+        if self.target_clip_rate is not None:
+            self._follow_target(
+                sum(self.clipped) - clipped, sum(self.counted) - counted
+            )
 
     def _keras_clipping(self, present, grads):
         if self.clipnorm:
@@ -621,11 +638,31 @@ class AdamaxClippedOracle:
         self._store(i, "w", rows, w)
 
     def _bound(self, u, precision):
-        multiplier = self._hyperparameter(self.clip_multiplier, self.iterations)
-        multiplier = multiplier.maximum(Approx(1.0))
+        if self.target_clip_rate is not None:
+            multiplier = Approx(1.0).plus(self.excess, precision)
+        else:
+            multiplier = self._hyperparameter(
+                self.clip_multiplier, self.iterations
+            ).maximum(Approx(1.0))
         offset = self._hyperparameter(self.clip_epsilon, self.iterations)
         bound = multiplier.times(u, precision).plus(offset, precision)
         return bound.at_most(FLOAT32_MAX)
+
+    def _follow_target(self, clipped, counted):
+        if not counted:
+            return
+        precision = PRECISIONS["float32"]
+        # Small counts, which are exact in float32.
+        rate = Approx(clipped).over(Approx(counted), precision)
+        target = Approx(self.target_clip_rate).rounded(precision)
+        error = rate.over(target, precision).minus(Approx(1.0), precision)
+        error = error.at_most(4.0 if self.iterations >= 100 else 0.0)
+        speed = error.times(Approx(0.1).rounded(precision), precision)
+        factor = Approx(
+            np.exp(speed.value), np.exp(speed.value) * np.expm1(speed.error)
+        ).rounded(precision, FUNCTION_ROUNDOFFS)
+        excess = self.excess.times(factor, precision)
+        self.excess = Approx(np.clip(excess.value, 1e-4, 1e3), excess.error)
 
     def _count(self, i, g, bound):
         size = np.abs(g.value)

@@ -112,10 +112,12 @@ class AdamaxClippedSpace:
     | | `"exponential"`: `1 - beta_2` halves | `start_factor`, `half_life` |
     | `clip_multiplier_schedule` | `"constant"` | |
     | | `"linear"`: `LinearRamp` | `start`, `num_steps` |
+    | | `"target_rate"`: `TargetClipRate` | `target` |
 
     The learning rate is then the largest one (a decay begins after the
     warm-up), `end_factor` the last one over it; `beta_2` and
-    `clip_multiplier` are the last values. `1 - beta_2` begins at
+    `clip_multiplier` are the last values. (With `"target_rate"`
+    `clip_multiplier` has no effect, and is not active.) `1 - beta_2` begins at
     `start_factor` times its last value: the original's authors ran
     `1 - max(0.0005, 0.01 * 0.5^(step / 2000))`, which is `beta_2=0.9995` with
     a factor of 20 and a half-life of 2000 steps.
@@ -337,6 +339,9 @@ class AdamaxClippedSpace:
         arguments: dict[str, Any] = {}
         for name, parameter in self._parameters.items():
             is_active = clips or name not in _OF_CLIPPING
+            if name in self._schedules:
+                uses_value = self._schedules[name].uses_value(recorded)
+                is_active = is_active and uses_value
             arguments[name] = (
                 parameter.narrow(recorded, factor)
                 if is_active
@@ -377,7 +382,15 @@ class AdamaxClippedSpace:
                 if parameter.is_searched and isinstance(raw(clips), list):
                     note = f" (if {self._name_prefix}clip_gradients)"
             argument, values, record = parameter.row()
-            rows.append((argument, values, record + note, parameter.start()))
+            if name in self._schedules:
+                using = self._schedules[name].kinds_that_use_the_value
+                if not using:
+                    values, record, note = "", "no effect", ""
+                elif using != list(self._schedules[name].kinds):
+                    kind = self._schedules[name].record_name
+                    note += f" (if {kind} is {' or '.join(using)})"
+            start = parameter.start() if values else ""
+            rows.append((argument, values, record + note, start))
             if name in self._schedules:
                 rows += self._schedules[name].rows()
         for name, value in self._optimizer_arguments.items():
@@ -488,10 +501,10 @@ class AdamaxClippedSpace:
         return arguments
 
     def _declare_argument(self, hp: Any, name: str) -> Any:
-        value = self._parameters[name].declare(hp)
+        declare_value = functools.partial(self._parameters[name].declare, hp)
         if name not in self._schedules or self._schedules[name].is_constant:
-            return value
-        return self._schedules[name].declare(hp, value)
+            return declare_value()
+        return self._schedules[name].declare(hp, declare_value)
 
     def _check_schedules(self) -> None:
         for name, schedule in self._schedules.items():
