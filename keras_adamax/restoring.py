@@ -367,7 +367,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         gate = saved.arrays.get("spike_gate", np.zeros(len(spikes.STATE)))
         if gate.shape != (len(spikes.STATE),) or not _is_numeric(gate):
             raise saved_state.damaged(
-                f"spike_gate is not {', '.join(spikes.STATE)}"
+                f"spike_gate does not hold {', '.join(spikes.STATE)}"
             )
         arrays["spike_gate"] = gate
         return _Scalars(arrays, learning_rate, numbers, pattern, origin)

@@ -845,6 +845,23 @@ class TestSaved:
         assert optimizer.max_skipped_spikes == 5
         assert int(optimizer.iterations) > 0
 
+    def test_a_damaged_one_is_refused(self):
+        store, variables, _, _ = self.stopped(11)
+        manifest = json.loads(store["manifest"].tobytes())
+        [entry] = [e for e in manifest["entries"] if e["role"] == "spike_gate"]
+        entry["shape"] = [2]
+        store["spike_gate"] = np.zeros(2)
+        text = json.dumps(manifest).encode()
+        store["manifest"] = np.frombuffer(text, "uint8")
+        optimizer = AdamaxClipped(**self.CONFIG)
+        optimizer.build(variables)
+        with pytest.raises(
+            ValueError,
+            match="spike_gate does not hold is_armed, skips_in_row, spike_ste",
+        ):
+            optimizer.load_own_variables(store)
+        assert int(optimizer.iterations) == 0
+
     @pytest.mark.parametrize("is_built", [True, False])
     def test_a_state_with_it_loads_without_a_gate_and_back(self, is_built):
         store, variables, oracle, _ = self.stopped(12)

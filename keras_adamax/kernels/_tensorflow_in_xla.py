@@ -33,6 +33,7 @@ _MLIR_TYPES = {
     tf.float64: "f64",
     tf.float16: "f16",
     tf.bfloat16: "bf16",
+    tf.int32: "i32",
 }
 
 
