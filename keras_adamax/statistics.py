@@ -140,15 +140,11 @@ def step_totals(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         Two float32 scalars: exact where they are below 2**24, rounded where
         they are not.
     """
-    lowest, middle, highest = (
-        ops.reshape(after - before, (-1, 2, LIMBS))[:, :, i]
-        for i in range(LIMBS)
-    )
+    limbs = ops.reshape(after - before, (-1, 2, LIMBS))
+    lowest, middle, highest = (limbs[:, :, i] for i in range(LIMBS))
     base = float(LIMB_BASE)
-    clipped, counted = ops.unstack(
-        ops.sum(lowest + base * (middle + base * highest), axis=0), 2
-    )
-    return clipped, counted
+    totals = ops.sum(lowest + base * (middle + base * highest), axis=0)
+    return totals[0], totals[1]
 
 
 def digits(counts: Tensor) -> Tensor:

@@ -38,6 +38,24 @@ def test_totals_are_exact_integers(start, steps):
     assert statistics.totals_from_rows([row]) == [(clipped, counted)]
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    start=st.lists(
+        st.tuples(st.integers(0, 2**59), st.integers(0, 2**59)),
+        min_size=1,
+        max_size=3,
+    ),
+    step=st.tuples(st.integers(0, 2**22), st.integers(0, 2**22)),
+)
+def test_what_a_step_counted_is_exact_after_any_number_of_steps(start, step):
+    before = statistics.rows_from_totals(start)
+    after = np.stack([add(row, *step) for row in before])
+    totals = statistics.step_totals(
+        ops.convert_to_tensor(before), ops.convert_to_tensor(after)
+    )
+    assert [int(total) for total in totals] == [n * len(start) for n in step]
+
+
 def test_one_float32_would_have_stopped_counting():
     assert np.float32(2**24) + np.float32(1) == np.float32(2**24)
     row = statistics.rows_from_totals([(2**24, 2**60)])[0]
