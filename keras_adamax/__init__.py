@@ -14,6 +14,7 @@ from keras_adamax.callbacks import (
     WeightDeltaLogger,
 )
 from keras_adamax.schedules import JoinedSchedule, LinearRamp
+from keras_adamax.spikes import Spike, SpikeStatistics
 from keras_adamax.statistics import ClipStatistics
 
 __version__ = "0.1.0"
@@ -25,6 +26,8 @@ __all__ = [
     "ClipStatistics",
     "JoinedSchedule",
     "LinearRamp",
+    "Spike",
+    "SpikeStatistics",
     "WeightDeltaLogger",
 ]
 
