@@ -189,8 +189,8 @@ def counts_of_rows(
     for _ in row_shape:
         in_row = ops.sum(in_row, axis=-1)
     return Counts(
-        ops.sum(in_row * is_given, keepdims=True),
-        ops.sum(is_given, keepdims=True) * math.prod(row_shape),
+        ops.reshape(ops.sum(in_row * is_given), (1,)),
+        ops.reshape(ops.sum(is_given), (1,)) * math.prod(row_shape),
     )
 
 

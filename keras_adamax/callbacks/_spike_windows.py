@@ -64,15 +64,15 @@ class SpikeWindow:
         found = []
         for spike in now.spikes:
             if spike.number > self.written:
-                calls, its_epoch, before = next(
+                origin = next(
                     (o for o in reversed(self.origins) if o.calls < spike.call),
                     self.origins[0],
                 )
-                its = max(before + spike.call - calls, 1)
-                if its_epoch == epoch:
+                its = origin.batch + spike.call - origin.calls
+                if origin is self.origins[-1]:
                     # A `train_step` may apply gradients more than once.
-                    its = min(its, max(batch, 1))
-                found.append((its_epoch, its, spike))
+                    its = min(its, batch)
+                found.append((origin.epoch, max(its, 1), spike))
         self.written = now.spike_steps
         self.origins = [Origin(now.calls, epoch, batch)]
         return found
