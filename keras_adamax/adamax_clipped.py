@@ -121,6 +121,7 @@ class AdamaxClipped(RestorableOptimizer):
             or below the threshold arms the gate; before the first one, and so
             in the warm-up, nothing is left out. Ordinary steps have a few per
             cent, a spoilt batch has nearly all. `0.2` is a good start.
+            `spikes()` says which calls were left out, and for which variables.
             Defaults to `None`: no step is left out.
         max_skipped_spikes: Integer >= 1: how many spikes in a row are left
             out. The next one is applied and disarms the gate, so that the
@@ -1111,13 +1112,14 @@ class AdamaxClipped(RestorableOptimizer):
         """
         if self._last_spikes is None:
             return SpikeStatistics(0, 0, 0, ())
-        if rows is None:
-            rows = ops.convert_to_numpy(self.last_spikes)
+        present = rows
+        if present is None:
+            present = np.asarray(ops.convert_to_numpy(self.last_spikes))
         pending = self._pending_state
         paths = self._paths
         if not self.built and pending is not None:
             paths = tuple(pending.paths)
-        return spikes.statistics_of(rows, paths)
+        return spikes.statistics_of(present, paths)
 
     def spikes(self, since: int = 0) -> list[Spike]:
         """The last spikes, with the variables that exceeded their bounds most.

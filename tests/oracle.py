@@ -174,7 +174,8 @@ class AdamaxClippedOracle:
     `is_armed`, `skips_in_row` and `spike_steps`, the `rates` that it saw,
     `uncertain_rates`, how many of them rounding could put on either side of
     the threshold, and of each spike in `spikes` its call, step, rate, and the
-    rate of each weight that has one. A test may set any of them to begin elsewhere.
+    rate of each weight that has one. A test may set any of them to begin
+    elsewhere.
 
     The spike gate, for a step that `skip_nonfinite` lets pass: `rate` is the
     fraction of the elements that exceed their bound (of those that the

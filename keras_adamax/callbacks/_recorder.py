@@ -62,9 +62,7 @@ class Measurement(NamedTuple):
         """The same, of variables with other names."""
         return self._replace(
             names=tuple(names.get(n, n) for n in self.names),
-            histograms={
-                names.get(n, n): h for n, h in self.histograms.items()
-            },
+            histograms={names.get(n, n): h for n, h in self.histograms.items()},
             earlier=[(e, b, m.renamed(names)) for e, b, m in self.earlier],
         )
 

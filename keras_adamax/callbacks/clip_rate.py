@@ -40,6 +40,17 @@ class ClipRateLogger(Recorder):
     of Keras stands before it that lacks the key, a warning says so after the
     first epoch.
 
+    With a spike gate (`spike_threshold`), `logs` have `spikes` as well: how
+    many steps it has left out since the last record. Each of the last 16 of
+    them has rows of its own, with the quantity `spike_rate`: the fraction of
+    all elements that exceeded their bound, and that of the up to five
+    variables in which it was largest. `batch` is the number of the batch in
+    its epoch, from 1 on, and `step` the updates before it. The optimizer
+    counts calls of `apply`, so that the batch is right where each batch is
+    one call. A `LossScaleOptimizer` makes none for a step that it withholds:
+    a spike after that is given an earlier batch, until the next record or
+    epoch.
+
     Args:
         update_freq: `"epoch"` for a record at the end of each epoch, or an
             integer >= 1 for one after that many batches, counted through all
@@ -86,6 +97,33 @@ class ClipRateLogger(Recorder):
         >>> records = logger.records
         >>> str(records["variable"][0]), float(records["value"][0])
         ('model/dense/kernel', 1.0)
+
+        Which batch was left out, and for which layer:
+
+        >>> model.compile(
+        ...     keras_adamax.AdamaxClipped(
+        ...         clip_epsilon=100.0, spike_threshold=0.2
+        ...     ),
+        ...     "mse",
+        ... )
+        >>> targets = np.ones((8, 1))
+        >>> targets[5] = 1e6
+        >>> history = model.fit(
+        ...     np.ones((8, 2)), targets, batch_size=1, shuffle=False,
+        ...     callbacks=[logger], verbose=0,
+        ... )
+        >>> history.history["spikes"]
+        [1]
+        >>> records = logger.records
+        >>> for row in np.flatnonzero(records["quantity"] == "spike_rate"):
+        ...     print(
+        ...         records["batch"][row],
+        ...         records["variable"][row] or "all",
+        ...         records["value"][row],
+        ...     )
+        6 model/dense/kernel 1.0
+        6 model/dense/bias 1.0
+        6 all 1.0
     """
 
     summary_keys = ("clip_rate",)

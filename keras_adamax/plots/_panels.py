@@ -141,9 +141,7 @@ def clip_rate_map(table: Table, spikes: Table, limit: float) -> Panel:
             height = np.full(len(steps), rows[series.variable])
             _marks.spikes(ax, series.variable, series.run, steps, height)
         if marked:
-            handles.append(
-                _marks.spike_key("largest rates in a spike")
-            )
+            handles.append(_marks.spike_key("largest rates in a spike"))
         _marks.legend(ax, handles, above=True)
 
     return Panel(draw, map_height(table, limit), table.variables)

@@ -82,12 +82,15 @@ def test_each_spike_is_a_record(update_freq, jit_compile, tmp_path):
         assert rates == pytest.approx(spike.variables)
         assert set(rates) <= PATHS and spike.rate > 0.2
     counts = training.values(logger.records, variable="", quantity="spikes")
-    assert counts == {
-        "epoch": [2, 2, 2],
-        1: [0, 0, 1, 1, 0, 0] * 3,
-        4: [2, 0, 2, 2],
-        100: [],
-    }[update_freq]
+    assert (
+        counts
+        == {
+            "epoch": [2, 2, 2],
+            1: [0, 0, 1, 1, 0, 0] * 3,
+            4: [2, 0, 2, 2],
+            100: [],
+        }[update_freq]
+    )
     last = {"epoch": [2, 2, 2], 1: [0, 0, 0], 4: [2, 2, 2]}
     if update_freq in last:
         assert history.history["spikes"] == last[update_freq]
@@ -113,9 +116,7 @@ def test_calls_that_were_skipped_are_batches():
     y[4:8] = np.nan
     y[20:24] *= 1e6
     logger = ClipRateLogger(4)
-    model.fit(
-        x, y, 4, epochs=2, shuffle=False, verbose=0, callbacks=[logger]
-    )
+    model.fit(x, y, 4, epochs=2, shuffle=False, verbose=0, callbacks=[logger])
     # The second is a NaN, the sixth a spike: of 5 micro-batches.
     assert moments(logger) == [(0, 6, 2), (1, 6, 5)]
     assert model.optimizer.skipped_steps() == 2

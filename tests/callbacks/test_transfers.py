@@ -107,7 +107,7 @@ def test_large_integers_survive():
         counts.assign(rows_from_totals(own))
     step = 2**31 - 1
     model.optimizer.iterations.assign(step)
-    found, snapshots = _clip_counts.read([model.optimizer])
+    found, snapshots, _ = _clip_counts.read([model.optimizer])
     assert found == step
     assert [
         pair
