@@ -14,6 +14,7 @@ from keras_adamax.callbacks import (
     WeightDeltaLogger,
 )
 from keras_adamax.schedules import JoinedSchedule, LinearRamp
+from keras_adamax.spikes import Spike, SpikeStatistics
 from keras_adamax.statistics import ClipStatistics
 from keras_adamax.target_clip_rate import TargetClipRate
 
@@ -26,6 +27,8 @@ __all__ = [
     "ClipStatistics",
     "JoinedSchedule",
     "LinearRamp",
+    "Spike",
+    "SpikeStatistics",
     "TargetClipRate",
     "WeightDeltaLogger",
 ]

@@ -23,6 +23,7 @@ from keras_adamax import (
 )
 from keras_adamax.hyperparameters import LiveHyperparameters, LiveNumber
 from keras_adamax.restoring import RestorableOptimizer
+from keras_adamax.spikes import Counts, Spike, SpikeStatistics
 from keras_adamax.statistics import ClipStatistics
 
 Tensor = Any
@@ -122,6 +123,7 @@ class AdamaxClipped(RestorableOptimizer):
             or below the threshold arms the gate; before the first one, and so
             in the warm-up, nothing is left out. Ordinary steps have a few per
             cent, a spoilt batch has nearly all. `0.2` is a good start.
+            `spikes()` says which calls were left out, and for which variables.
             Defaults to `None`: no step is left out.
         max_skipped_spikes: Integer >= 1: how many spikes in a row are left
             out. The next one is applied and disarms the gate, so that the
@@ -378,13 +380,19 @@ class AdamaxClipped(RestorableOptimizer):
         )
         # Without a gate the state is the one of before there were gates:
         # Keras's wrappers drop a state that has another number of variables.
-        self._spike_gate = None
+        self._spike_gate = self._last_spikes = None
         if "spike_threshold" in self._live.written:
             self._spike_gate = self.add_variable(
                 shape=(len(spikes.STATE),),
                 dtype="int32",
                 aggregation="only_first_replica",
                 name="spike_gate",
+            )
+            self._last_spikes = self.add_variable(
+                shape=(spikes.KEPT, spikes.ROW_LENGTH),
+                dtype="float32",
+                aggregation="only_first_replica",
+                name="last_spikes",
             )
         self._clip_excess = None
         if self._live.target_clip_rate is not None:
@@ -543,8 +551,8 @@ class AdamaxClipped(RestorableOptimizer):
             decided.append((self._skipped_steps, skipped + is_skipped))
         if self._spike_gate is not None:
             self._check_variables_are_known(variables)
-            is_applied, gate = self._pass_gate(grads, variables, is_applied)
-            decided.append((self._spike_gate, gate))
+            is_applied, changed = self._pass_gate(grads, variables, is_applied)
+            decided += changed
         return is_applied, decided
 
     def _is_finite(self, grads: Sequence[Any]) -> Tensor:
@@ -560,14 +568,16 @@ class AdamaxClipped(RestorableOptimizer):
         grads: Sequence[Any],
         variables: Sequence[Any],
         is_finite: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Whether the step is applied, and the state of the gate after it."""
+    ) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
+        """Whether the step is applied, and what the gate holds after it."""
         steps = self.gradient_accumulation_steps
         state = ops.convert_to_tensor(self._spike_gate)
         dtype = self._hyperparameters.dtype
+        counts, indices = self._count_above(grads, variables)
+        rate = spikes.rate_of(counts)
         is_left_out, gate = spikes.decide(
             state,
-            self._spike_rate(grads, variables),
+            rate,
             ops.cast(
                 self._live.tensor("spike_threshold", self.iterations, dtype),
                 "float32",
@@ -576,17 +586,44 @@ class AdamaxClipped(RestorableOptimizer):
             None if steps is None else (self._iterations + 1) % steps == 0,
         )
         is_applied = ops.logical_not(is_left_out)
-        if is_finite is None:
-            return is_applied, gate
-        return (
-            ops.logical_and(is_finite, is_applied),
-            ops.where(is_finite, gate, state),
-        )
+        if is_finite is not None:
+            is_applied = ops.logical_and(is_finite, is_applied)
+            is_left_out = ops.logical_and(is_finite, is_left_out)
+            gate = ops.where(is_finite, gate, state)
+        kept = ops.convert_to_tensor(self._last_spikes)
 
-    def _spike_rate(
+        def keep() -> Tensor:
+            total, calls, updates = self._spike_integers()
+            row = spikes.row_of(
+                (total + 1, calls + 1, updates),
+                rate,
+                spikes.rates_of(counts, self._kernel.constant),
+                indices,
+                self._kernel.constant,
+            )
+            return spikes.keep(kept, row, total + 1, self._kernel.constant)
+
+        # Without a gradient for the clipping there is no spike.
+        if counts:
+            kept = self._kernel.value_if(is_left_out, keep, kept)
+        return is_applied, [(self._spike_gate, gate), (self._last_spikes, kept)]
+
+    def _spike_integers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes, calls and updates before this call."""
+        gate = ops.convert_to_tensor(self._spike_gate)
+        total = gate[spikes.STATE.index("spike_steps")]
+        skipped = ops.convert_to_tensor(self._skipped_steps)
+        calls = ops.cast(self._iterations, "int32") + skipped + total
+        return total, calls, ops.cast(self.iterations, "int32")
+
+    def _count_above(
         self, grads: Sequence[Any], variables: Sequence[Any]
-    ) -> Tensor:
-        """Of the gradients as the clipping is going to be given them."""
+    ) -> tuple[list[Counts], list[int]]:
+        """Of the gradients as the clipping is going to be given them.
+
+        Returns:
+            What was found, and the indices of the variables in that order.
+        """
         pairs = [
             (g, self._get_variable_index(v))
             for g, v in zip(grads, variables, strict=True)
@@ -626,27 +663,30 @@ class AdamaxClipped(RestorableOptimizer):
         if samples_last:
             given = list(map(sample, given, strides))
         given = self._kernel.sum_over_replicas(given)
-        return self._rate_of(given, indices, strides)
+        return self._counts_of(given, indices, strides)
 
-    def _rate_of(
+    def _counts_of(
         self,
         samples: Sequence[Any],
         indices: Sequence[int],
         strides: Sequence[int],
-    ) -> Tensor:
+    ) -> tuple[list[Counts], list[int]]:
         excluded = None
         if self.exclude_from_clipping:
             excluded = ops.convert_to_tensor(self._exclusions) > 0.0
-        counts = []
+        counts: list[Counts] = []
+        order: list[int] = []
         kinds: dict[str, list[int]] = {}
         for position, (g, i) in enumerate(zip(samples, indices, strict=True)):
             if self._kernel.is_sparse(g):
                 counts.append(self._count_rows(g, i, excluded))
+                order.append(i)
                 continue
             dtype = keras.backend.standardize_dtype(self._norms[i].dtype)
             kinds.setdefault(dtype, []).append(position)
         for dtype, positions in kinds.items():
             chosen = [indices[k] for k in positions]
+            order += chosen
             steps = [strides[k] for k in positions]
             found = self._kernel.count_above(
                 [samples[k] for k in positions],
@@ -669,7 +709,7 @@ class AdamaxClipped(RestorableOptimizer):
                     ),
                 )
             )
-        return spikes.rate_of(counts)
+        return counts, order
 
     def _bound_scalars(self, dtype: str) -> tuple[Tensor, Tensor]:
         return (
@@ -679,7 +719,7 @@ class AdamaxClipped(RestorableOptimizer):
 
     def _count_rows(
         self, gradient: Any, index: int, excluded: Tensor | None
-    ) -> spikes.Counts:
+    ) -> Counts:
         norm = self._norms[index]
         dtype = keras.backend.standardize_dtype(norm.dtype)
         rows, values, is_counted = self._kernel.summed_rows(gradient)
@@ -1088,6 +1128,80 @@ class AdamaxClipped(RestorableOptimizer):
             return 0
         gate = self._kernel.to_numpy(self._spike_gate)
         return int(gate[spikes.STATE.index("spike_steps")])
+
+    @property
+    def last_spikes(self) -> Any | None:
+        """What `spike_statistics` reads, as it is on the device.
+
+        Returns:
+            float32 tensor of shape `(17, 17)`: a row for each of the last
+            spikes, and one for the present; `None` without a
+            `spike_threshold`.
+        """
+        if self._last_spikes is None:
+            return None
+        row = spikes.present_row(self._spike_integers())
+        kept = ops.convert_to_tensor(self._last_spikes)
+        return ops.concatenate([kept, ops.expand_dims(row, 0)])
+
+    def spike_statistics(self, rows: Any | None = None) -> SpikeStatistics:
+        """A snapshot of what the spike gate has done.
+
+        Args:
+            rows: NumPy array, a value of `last_spikes` that was brought to the
+                host together with others. Defaults to the present value.
+
+        Returns:
+            The numbers of spikes, of calls of `apply` and of updates so far,
+            and the last spikes; nothing without a `spike_threshold`.
+        """
+        if self._last_spikes is None:
+            return SpikeStatistics(0, 0, 0, ())
+        present = rows
+        if present is None:
+            present = np.asarray(ops.convert_to_numpy(self.last_spikes))
+        pending = self._pending_state
+        paths = self._paths
+        if not self.built and pending is not None:
+            paths = tuple(pending.paths)
+        return spikes.statistics_of(present, paths)
+
+    def spikes(self, since: int = 0) -> list[Spike]:
+        """The last spikes, with the variables that exceeded their bounds most.
+
+        The last 16 are kept. Older ones are counted by `spike_steps()`: the
+        first of the list has a `number` that says how many came before.
+
+        Args:
+            since: A value of `spike_steps()`: only the spikes after it.
+                Integer >= 0. Defaults to `0`: all that are kept.
+
+        Returns:
+            A `Spike` for each, in order: its `number`, the `call` of `apply`
+            (the batch), the `step`, its `rate`, and of up to five `variables`
+            the own rate, the largest first. Without a `spike_threshold` the
+            list is empty.
+
+        Raises:
+            TypeError: If `since` is no integer.
+            ValueError: If it is negative.
+
+        Example:
+            >>> import keras, keras_adamax
+            >>> optimizer = keras_adamax.AdamaxClipped(
+            ...     clip_epsilon=1.0, spike_threshold=0.2
+            ... )
+            >>> weight = keras.Variable([1.0, 1.0], name="weight")
+            >>> for size in (0.5, 0.5, 99.0, 0.5):
+            ...     gradient = keras.ops.full((2,), size)
+            ...     optimizer.apply([gradient], [weight])
+            >>> [spike] = optimizer.spikes()
+            >>> spike.call, spike.step, spike.rate, spike.variables
+            (3, 2, 1.0, {'weight': 1.0})
+        """
+        since = _validation.check_integer("since", since, minimum=0)
+        kept = self.spike_statistics().spikes
+        return [spike for spike in kept if spike.number > since]
 
     @property
     def spike_tolerance(self) -> float:

@@ -55,6 +55,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         }
         if self._spike_gate is not None:
             scalars["spike_gate"] = self._spike_gate
+            scalars["last_spikes"] = self._last_spikes
         if self._clip_excess is not None:
             scalars[_CLIP_EXCESS] = self._clip_excess
         return scalars
@@ -370,6 +371,13 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 f"spike_gate does not hold {', '.join(spikes.STATE)}"
             )
         arrays["spike_gate"] = gate
+        shape = (spikes.KEPT, spikes.ROW_LENGTH)
+        kept = saved.arrays.get("last_spikes", np.zeros(shape))
+        if kept.shape != shape or not _is_numeric(kept):
+            raise saved_state.damaged(
+                f"last_spikes are no numbers of shape {shape}"
+            )
+        arrays["last_spikes"] = kept
         return _Scalars(arrays, learning_rate, numbers, pattern, origin)
 
     def _plan(
@@ -462,7 +470,10 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                     {path: origin.clipped[key] for path, key in pairs},
                     {path: origin.counted[key] for path, key in pairs},
                 )
-        except (KeyError, TypeError, ValueError) as error:
+            if self._last_spikes is not None and "last_spikes" in saved.arrays:
+                kept = spikes.renumbered(saved.scalar("last_spikes"), order)
+                assignments.append((self._last_spikes, kept))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise saved_state.damaged(
                 f"its manifest is of other variables ({error!r})"
             ) from error
@@ -552,7 +563,12 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             ]
         assignments.append((self._iterations, roles["iterations"]))
         for role, variable in self._scalars().items():
-            if role in ("log_beta_1_product", "skipped_steps", "spike_gate"):
+            if role in (
+                "log_beta_1_product",
+                "skipped_steps",
+                "spike_gate",
+                "last_spikes",
+            ):
                 assignments.append((variable, np.zeros(variable.shape)))
         return _Plan(assignments, learning_rate=roles.get("learning_rate"))
 
@@ -580,6 +596,7 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             self._scalars()[role].assign(scalars.arrays[role])
         if self._spike_gate is not None:
             self._spike_gate.assign(scalars.arrays["spike_gate"])
+            self._last_spikes.assign(scalars.arrays["last_spikes"])
         # As in Keras, the learning rate is state, and the rest is
         # configuration: of it, a change since construction is state.
         if scalars.learning_rate is not None:

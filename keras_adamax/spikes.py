@@ -11,35 +11,87 @@ What cannot be compared is not above its bound: a NaN counts as given only. An
 infinite element exceeds every bound.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
-from keras_adamax import update_rule
+from keras_adamax import statistics, update_rule
 
 Tensor = Any
+# Makes a vector of numbers of a dtype, where another tensor is.
+Constant = Callable[[tuple[float, ...], str, Tensor], Tensor]
 
 # Elements of a larger variable that are looked at, at least. The standard
 # error of a fraction is then below 0.2 %.
 SAMPLE = 2**16
 # The variable of the gate holds these, in this order.
 STATE = ("is_armed", "skips_in_row", "spike_steps")
+# Spikes that are kept, and variables that are named of each.
+KEPT = 16
+WORST = 5
+# Of a kept spike: three integers of two digits each, its rate, the indices of
+# the variables and their rates.
+_INTEGERS = 3 * statistics.DIGITS
+ROW_LENGTH = _INTEGERS + 1 + 2 * WORST
+
+
+@dataclasses.dataclass(frozen=True)
+class Spike:
+    """A call of `apply` that the spike gate left out.
+
+    Attributes:
+        number: Which of the optimizer's spikes it is, from 1 on: the value of
+            `spike_steps()` after it.
+        call: Which call of `apply` it is, from 1 on, those that were skipped
+            or left out included. Of a model that is trained with `fit` it is
+            the number of the batch, through all epochs.
+        step: Updates applied before it.
+        rate: The fraction of all elements that exceeded their bound.
+        variables: Path to that fraction for the variables of which it was
+            largest: five at most, in descending order.
+    """
+
+    number: int
+    call: int
+    step: int
+    rate: float
+    variables: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpikeStatistics:
+    """What the spike gate has done until a moment.
+
+    Attributes:
+        spike_steps: Spikes so far.
+        calls: Calls of `apply` so far.
+        step: Updates applied so far.
+        spikes: The last spikes, in order: 16 at most.
+    """
+
+    spike_steps: int
+    calls: int
+    step: int
+    spikes: tuple[Spike, ...]
 
 
 class Counts(NamedTuple):
     """What was found in some of the variables.
 
     Attributes:
-        above: How many elements exceed their bound, a float32 scalar. Of a
-            sample, this is the estimate for the whole variable.
-        given: How many elements the clipping is given: a number, or a float32
-            scalar.
+        above: How many elements exceed their bound, a float32 vector with an
+            element for each variable. Of a sample, this is the estimate for
+            the whole variable.
+        given: How many elements the clipping is given: as many numbers, or
+            such a vector.
     """
 
     above: Tensor
-    given: Tensor | float
+    given: Tensor | tuple[float, ...]
 
 
 def stride_of(shape: Sequence[int]) -> int:
@@ -85,7 +137,7 @@ def counts_of(
     found: Tensor,
     shapes: Sequence[Sequence[int]],
     strides: Sequence[int],
-    constant: Callable[[tuple[float, ...], str, Tensor], Tensor],
+    constant: Constant,
     are_excluded: Tensor | None = None,
 ) -> Counts:
     """The counts of variables with dense gradients.
@@ -98,7 +150,7 @@ def counts_of(
         are_excluded: Booleans: which variables are not clipped. `None`: all
             are.
     """
-    sizes = [float(math.prod(shape)) for shape in shapes]
+    sizes = tuple(float(math.prod(shape)) for shape in shapes)
     above = ops.cast(found, "float32")
     if any(stride > 1 for stride in strides):
         weights = [
@@ -107,11 +159,10 @@ def counts_of(
         ]
         above = above * constant(tuple(weights), "float32", found)
     if are_excluded is None:
-        return Counts(ops.sum(above), sum(sizes))
+        return Counts(above, sizes)
     is_given = ops.cast(ops.logical_not(are_excluded), "float32")
     return Counts(
-        ops.sum(above * is_given),
-        ops.sum(constant(tuple(sizes), "float32", found) * is_given),
+        above * is_given, constant(sizes, "float32", found) * is_given
     )
 
 
@@ -138,7 +189,8 @@ def counts_of_rows(
     for _ in row_shape:
         in_row = ops.sum(in_row, axis=-1)
     return Counts(
-        ops.sum(in_row * is_given), ops.sum(is_given) * math.prod(row_shape)
+        ops.reshape(ops.sum(in_row * is_given), (1,)),
+        ops.reshape(ops.sum(is_given), (1,)) * math.prod(row_shape),
     )
 
 
@@ -151,12 +203,143 @@ def rate_of(parts: Sequence[Counts]) -> Tensor:
     above: Tensor = ops.zeros((), "float32")
     given: Tensor | float = 0.0
     for part in parts:
-        above = above + part.above
-        given = given + part.given
+        above = above + ops.sum(part.above)
+        given = given + (
+            sum(part.given)
+            if isinstance(part.given, tuple)
+            else ops.sum(part.given)
+        )
     if isinstance(given, float):
         return above / max(given, 1.0)
     # Operators do not copy their numbers to a GPU, which would wait for it.
     return above / (given + ops.cast(given == 0.0, "float32"))
+
+
+def rates_of(parts: Sequence[Counts], constant: Constant) -> Tensor:
+    """The rate of each variable, float32; 0 where it is given nothing.
+
+    Args:
+        parts: What was found, of one variable at least.
+        constant: As for `counts_of`.
+    """
+    rates = []
+    for above, given in parts:
+        if isinstance(given, tuple):
+            sizes = tuple(max(number, 1.0) for number in given)
+            rates.append(above / constant(sizes, "float32", above))
+        else:
+            rates.append(above / (given + ops.cast(given == 0.0, "float32")))
+    return rates[0] if len(rates) == 1 else ops.concatenate(rates)
+
+
+def row_of(
+    integers: Sequence[Tensor],
+    rate: Tensor,
+    rates: Tensor,
+    indices: Sequence[int],
+    constant: Constant,
+) -> Tensor:
+    """A spike, as the optimizer keeps it.
+
+    Args:
+        integers: Its number, its call and its step, scalars.
+        rate: Its rate.
+        rates: Those of the variables, from `rates_of`.
+        indices: Which variables of the optimizer they are.
+        constant: As for `counts_of`.
+
+    Returns:
+        float32, shape `(ROW_LENGTH,)`.
+    """
+    worst = ops.argsort(-rates)[:WORST]
+    of_worst = [
+        ops.take(constant(tuple(indices), "float32", rates), worst),
+        ops.take(rates, worst),
+    ]
+    missing = WORST - len(indices)
+    if missing > 0:
+        of_worst = [ops.pad(values, [[0, missing]]) for values in of_worst]
+    return ops.concatenate(
+        [_digits(integers), ops.reshape(rate, (1,)), *of_worst]
+    )
+
+
+def _digits(integers: Sequence[Tensor]) -> Tensor:
+    return ops.reshape(statistics.digits(ops.stack(list(integers))), (-1,))
+
+
+def keep(
+    kept: Tensor, row: Tensor, number: Tensor, constant: Constant
+) -> Tensor:
+    """The last spikes, after one more.
+
+    Args:
+        kept: Those before, shape `(KEPT, ROW_LENGTH)`.
+        row: The new one, from `row_of`.
+        number: Its number, an integer scalar.
+        constant: As for `counts_of`.
+    """
+    places = constant(tuple(range(KEPT)), "int32", kept)
+    is_here = places == (number - 1) % KEPT
+    return ops.where(ops.expand_dims(is_here, 1), row, kept)
+
+
+def present_row(integers: Sequence[Tensor]) -> Tensor:
+    """The present state, in the form of a kept spike.
+
+    Args:
+        integers: Spikes and calls so far, and updates applied.
+    """
+    return ops.pad(_digits(integers), [[0, ROW_LENGTH - _INTEGERS]])
+
+
+def statistics_of(rows: np.ndarray, paths: Sequence[str]) -> SpikeStatistics:
+    """Reads what was brought to the host.
+
+    Args:
+        rows: The kept spikes, and below them the `present_row`.
+        paths: Of the optimizer's variables.
+    """
+    total, calls, updates = _integers(rows[-1])
+    spikes = []
+    for row in rows[:-1]:
+        number, call, step = _integers(row)
+        if number == 0:
+            continue
+        rate, *found = row[_INTEGERS:].tolist()
+        worst = zip(found[:WORST], found[WORST:], strict=True)
+        variables = {
+            paths[int(i)]: own
+            for i, own in worst
+            # None exceeded its bound, or there are fewer variables; or paths
+            # are not known before the optimizer is built.
+            if own > 0 and int(i) < len(paths)
+        }
+        spikes.append(Spike(number, call, step, rate, variables))
+    spikes.sort(key=lambda spike: spike.number)
+    return SpikeStatistics(total, calls, updates, tuple(spikes))
+
+
+def _integers(row: np.ndarray) -> list[int]:
+    pairs = row[:_INTEGERS].reshape(-1, statistics.DIGITS)
+    base = statistics.LIMB_BASE
+    return [int(low) + int(high) * base for low, high in pairs]
+
+
+def renumbered(kept: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Kept spikes for variables that are in another order.
+
+    Args:
+        kept: Shape `(KEPT, ROW_LENGTH)`.
+        order: For each variable, its index in `kept`.
+    """
+    start = _INTEGERS + 1
+    places = np.argsort(order)
+    kept = kept.copy()
+    kept[:, start : start + WORST] = places[
+        kept[:, start : start + WORST].astype(int)
+    ]
+    return kept
 
 
 def decide(

@@ -479,6 +479,10 @@ def report(optimizer, variables, replicas_of):
             "clip_rates": list(optimizer.clip_rates().values()),
             "skipped_steps": optimizer.skipped_steps(),
             "spike_steps": optimizer.spike_steps(),
+            "spikes": [
+                [s.call, s.step, s.rate, *s.variables.values()]
+                for s in optimizer.spikes()
+            ],
             # Every replica has the same state.
             "differing": [
                 v.path

@@ -178,9 +178,11 @@ class AdamaxClippedOracle:
     that rounding could put on either side. Scalars: `calls`, Keras's own
     clock, which counts the micro-steps of accumulation, and `iterations`, the
     number of updates; `beta_1_product`; `skipped_steps`; of the spike gate
-    `is_armed`, `skips_in_row` and `spike_steps`, the `rates` that it saw, and
+    `is_armed`, `skips_in_row` and `spike_steps`, the `rates` that it saw,
     `uncertain_rates`, how many of them rounding could put on either side of
-    the threshold. A test may set any of them to begin elsewhere.
+    the threshold, and of each spike in `spikes` its call, step, rate, and the
+    rate of each weight that has one. A test may set any of them to begin
+    elsewhere.
 
     The spike gate, for a step that `skip_nonfinite` lets pass: `rate` is the
     fraction of the elements that exceed their bound (of those that the
@@ -312,6 +314,7 @@ class AdamaxClippedOracle:
         self.is_armed = False
         self.skips_in_row = self.spike_steps = self.uncertain_rates = 0
         self.rates: list[float] = []
+        self.spikes: list[tuple[int, int, float, dict[int, float]]] = []
         # The product of all beta_1 so far, and what bounds its error.
         self.beta_1_product = 1.0
         self._product_log, self._product_error = 0.0, 0.0
@@ -398,7 +401,7 @@ class AdamaxClippedOracle:
     def _is_left_out(self, present, rows, grads, updates):
         if self.spike_threshold is None:
             return False
-        rate, lowest, highest = self._rate(present, rows, grads)
+        (rate, lowest, highest), own = self._rate(present, rows, grads)
         threshold = np.float32(self.spike_threshold)
         self.rates.append(float(rate))
         self.uncertain_rates += (lowest > threshold) != (highest > threshold)
@@ -409,13 +412,19 @@ class AdamaxClippedOracle:
         if self.is_armed and self.skips_in_row < self.max_skipped_spikes:
             self.skips_in_row += 1
             self.spike_steps += 1
+            call = self.calls + self.skipped_steps + self.spike_steps
+            self.spikes.append((call, self.iterations, float(rate), own))
             return True
         self.is_armed = False
         self.skips_in_row = 0
         return False
 
     def _rate(self, present, rows, grads):
-        """The rate, and what rounding could make of it at least and at most."""
+        """The rate, and what rounding could make of it at least and at most.
+
+        And the rate of each weight.
+        """
+        own = {}
         above, surely, perhaps, given = 0.0, 0.0, 0.0, 0
         grads = self._keras_clipping(present, grads)
         for i in present:
@@ -433,11 +442,14 @@ class AdamaxClippedOracle:
             reach = (g.error + bound.error).ravel()[::stride]
             weight = g.value.size / gap.size if gap.size else 1.0
             above += weight * np.sum(gap > 0)
+            if gap.size:
+                own[i] = float(np.mean(gap > 0))
             surely += weight * np.sum(gap > reach)
             perhaps += weight * np.sum(gap > -reach)
             given += g.value.size
         given = np.float32(max(given, 1))
-        return [np.float32(x) / given for x in (above, surely, perhaps)]
+        rates = [np.float32(x) / given for x in (above, surely, perhaps)]
+        return rates, own
 
     def _gather(self, i, gradient):
         """Unscaled, and summed over repeated indices."""

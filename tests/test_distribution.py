@@ -135,6 +135,11 @@ def test_is_as_on_one_device(name, results):
     if "gated" in name:
         assert oracle.spike_steps > 0
         assert oracle.uncertain_rates == 0
+        for spike, (call, step, rate, own) in zip(
+            result["spikes"], oracle.spikes, strict=True
+        ):
+            named = sorted((r for r in own.values() if r > 0), reverse=True)
+            assert spike == pytest.approx([call, step, rate, *named[:5]])
     # The scenario does what its name says.
     special = len(scenario.bad) + len(scenario.large)
     if "skip" in name:

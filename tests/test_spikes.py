@@ -1,4 +1,4 @@
-"""The spike gate: a spike changes `spike_gate` and nothing else."""
+"""The spike gate: a spike changes what the gate holds and nothing else."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import keras_adamax
 from keras_adamax import AdamaxClipped, LinearRamp, spikes
 from tests import support
 from tests.gradients import numpy
@@ -17,6 +18,8 @@ from tests.support import BACKEND
 
 SHAPES = ((3, 2), (), (3, 0), (2,))
 GATE = {"spike_threshold": 0.25, "max_skipped_spikes": 2}
+# What a spike changes.
+GATE_STATE = ("/spike_gate", "/last_spikes")
 WARM_UP = [1] * 8
 # After the warm-up: a spike alone, then a lasting change of two steps more
 # than are left out, and a spike when the gate is armed again.
@@ -68,6 +71,28 @@ def assert_gate(oracle, optimizer):
         oracle.spike_steps,
     ]
     assert optimizer.spike_steps() == oracle.spike_steps
+    assert_last(oracle, optimizer)
+
+
+def assert_last(oracle, optimizer):
+    """What is kept of the last spikes is what the oracle saw."""
+    kept = optimizer.spikes()
+    paths = optimizer._paths or optimizer._pending_state.paths
+    first = max(oracle.spike_steps - 16, 0)
+    assert [s.number for s in kept] == [
+        *range(first + 1, oracle.spike_steps + 1)
+    ]
+    for spike, (call, step, rate, own) in zip(
+        kept, oracle.spikes[first:], strict=True
+    ):
+        assert (spike.call, spike.step) == (call, step)
+        assert spike.rate == pytest.approx(rate, rel=1e-6)
+        named = list(spike.variables.values())
+        # Of those with equal rates any may be named.
+        largest = [r for r in sorted(own.values(), reverse=True) if r > 0]
+        assert named == pytest.approx(largest[:5], rel=1e-6)
+        for path, value in spike.variables.items():
+            assert value == pytest.approx(own[paths.index(path)], rel=1e-6)
 
 
 def check(loop, optimizer, variables, oracle, gradients, spikes):
@@ -80,7 +105,7 @@ def check(loop, optimizer, variables, oracle, gradients, spikes):
         oracle.step(g)
         if oracle.spike_steps > total:
             after = support.state_of(optimizer, variables)
-            support.assert_same(before, after, but=["/spike_gate"])
+            support.assert_same(before, after, but=GATE_STATE)
         support.assert_follows(oracle, optimizer, variables)
         assert_gate(oracle, optimizer)
     assert oracle.spike_steps == spikes
@@ -236,7 +261,7 @@ def test_constraints_and_overwritten_variables_stay(loop):
     before = support.state_of(optimizer, variables)
     step([99 * one, np.ones(2, "float32")])
     after = support.state_of(optimizer, variables)
-    support.assert_same(before, after, but=["/spike_gate"])
+    support.assert_same(before, after, but=GATE_STATE)
     assert optimizer.spike_steps() == 1
     # Nothing is left that could be clipped.
     with pytest.warns(UserWarning, match="Gradients do not exist"):
@@ -271,7 +296,7 @@ def test_nan_and_infinity_without_skipping(loop):
     before = support.state_of(optimizer, variables)
     step([np.float32([np.inf, -np.inf, 1, 1])])
     after = support.state_of(optimizer, variables)
-    support.assert_same(before, after, but=["/spike_gate"])
+    support.assert_same(before, after, but=GATE_STATE)
     assert gate_of(optimizer) == [1, 1, 1]
     step([np.float32([np.nan, np.nan, np.nan, np.inf])])
     assert gate_of(optimizer) == [1, 0, 1]
@@ -486,6 +511,94 @@ class TestSample:
         assert 0 < oracle.spike_steps < 6
 
 
+class TestLast:
+    """The last 16 spikes are kept, with the variables that stood out."""
+
+    CONFIG = {
+        "clip_epsilon": 2.0,
+        "spike_threshold": 0.1,
+        "max_skipped_spikes": 99,
+    }
+
+    @pytest.mark.parametrize("mode", support.FIT_MODES)
+    def test_the_five_of_the_largest_rates(self, mode):
+        """Not those with the most elements above their bounds."""
+        shapes = [(40,), (10,), (10,), (4,), (), (10,), (100,)]
+        above = [10, 5, 9, 2, 0, 1, 20]
+        spiky = []
+        for shape, number in zip(shapes, above, strict=True):
+            g = np.ones(math.prod(shape), "float32")
+            g[:number] = 99
+            spiky.append(g.reshape(shape))
+        calm = [np.ones(shape, "float32") for shape in shapes]
+        optimizer = AdamaxClipped(**self.CONFIG)
+        model = support.start_fit(calm, optimizer, mode)
+        support.fit(model, [calm, spiky, calm])
+        [spike] = optimizer.spikes()
+        assert (spike.number, spike.call, spike.step) == (1, 2, 1)
+        assert spike.rate == pytest.approx(47 / 175)
+        paths = [v.path for v in model.trainable_variables]
+        assert list(spike.variables) == [paths[i] for i in (2, 1, 3, 0, 6)]
+        assert list(spike.variables.values()) == pytest.approx(
+            [0.9, 0.5, 0.5, 0.25, 0.2]
+        )
+
+    @pytest.mark.parametrize("loop", support.LOOPS)
+    def test_older_ones_are_counted_alone(self, loop):
+        values, _ = start(shapes=[(3,), (2,)])
+        variables = support.make_variables(values)
+        optimizer = AdamaxClipped(**self.CONFIG)
+        oracle = support.oracle_of(values, **self.CONFIG)
+        step = support.make_step(loop, optimizer, variables)
+        sizes = [1, *[99] * 10, 1, 1, *[99] * 13, 1]
+        for size in sizes:
+            g = [np.full(n, size, "float32") for n in (3, 2)]
+            step(g)
+            oracle.step(g)
+        assert_gate(oracle, optimizer)
+        kept = optimizer.spikes()
+        assert [s.call for s in kept] == [9, 10, 11, *range(14, 27)]
+        assert [s.step for s in kept] == [1] * 3 + [3] * 13
+        assert kept[0].number == 23 - 15
+        assert optimizer.spikes(since=21) == kept[-2:]
+        assert optimizer.spikes(since=23) == []
+        statistics = optimizer.spike_statistics()
+        assert statistics.spikes == tuple(kept)
+        assert (statistics.spike_steps, statistics.calls) == (23, 27)
+        assert statistics.step == 4
+
+    @pytest.mark.parametrize("loop", support.LOOPS)
+    def test_large_numbers_are_exact(self, loop):
+        optimizer = AdamaxClipped(skip_nonfinite=True, **self.CONFIG)
+        variables = support.make_variables([np.zeros(4, "float32")])
+        optimizer.build(variables)
+        optimizer._spike_gate.assign([1, 0, 2**24])
+        optimizer._iterations.assign(2**30 + 1)
+        optimizer._skipped_steps.assign(2**25 + 1)
+        step = support.make_step(loop, optimizer, variables)
+        step([np.full(4, 99, "float32")])
+        [spike] = optimizer.spikes()
+        assert spike.number == 2**24 + 1
+        assert spike.call == 2**30 + 1 + 2**25 + 1 + 2**24 + 1
+        assert spike.step == 2**30 + 1
+
+    def test_what_since_takes(self):
+        optimizer = AdamaxClipped(spike_threshold=0.2)
+        assert optimizer.spikes() == []
+        with pytest.raises(ValueError, match="`since`.*>= 0.*since=-1"):
+            optimizer.spikes(since=-1)
+        with pytest.raises(TypeError, match="`since`.*integer"):
+            optimizer.spikes(since=1.0)
+
+    def test_without_a_gate(self):
+        optimizer = AdamaxClipped()
+        assert optimizer.last_spikes is None
+        assert optimizer.spikes() == []
+        assert optimizer.spike_statistics() == keras_adamax.SpikeStatistics(
+            0, 0, 0, ()
+        )
+
+
 class Gate:
     """The gate in plain Python, from its description alone."""
 
@@ -527,8 +640,8 @@ class TestStateMachine:
         )
         for above, updates in steps:
             counts = [
-                spikes.Counts(convert(np.float32(above)), 10.0),
-                spikes.Counts(convert(np.float32(0)), 20.0),
+                spikes.Counts(convert(np.float32([above])), (10.0,)),
+                spikes.Counts(convert(np.float32([0])), (20.0,)),
             ]
             left_out, state = spikes.decide(
                 state, spikes.rate_of(counts), *limits, convert(updates)
@@ -648,7 +761,7 @@ class TestOff:
         def fail(*arguments):
             raise AssertionError("the gate is off")
 
-        for name in ("stride_of", "decide", "rate_of", "are_above"):
+        for name in ("stride_of", "decide", "rate_of", "are_above", "row_of"):
             monkeypatch.setattr(spikes, name, fail)
         values, gradients = start()
         variables = support.make_variables(values)
@@ -688,6 +801,7 @@ class TestOff:
             assert layouts[1] == layouts[0] | {
                 "hyperparameters": (8,),
                 "spike_gate": (3,),
+                "last_spikes": (16, 17),
             }
             assert optimizer.get_config()["max_skipped_spikes"] == most
 
@@ -704,7 +818,7 @@ class TestOff:
                 step(g)
             assert optimizer.spike_steps() == 0
             state = support.state_of(optimizer, variables)
-            own = ("/spike_gate", "/hyperparameters")
+            own = (*GATE_STATE, "/hyperparameters")
             states.append(
                 {
                     k.partition(": ")[2]: v
@@ -819,17 +933,56 @@ class TestSaved:
             spikes=4,
         )
 
+    @pytest.mark.parametrize("is_built", [True, False])
+    def test_variables_in_another_order(self, is_built):
+        store, variables, oracle, _ = self.stopped(12)
+        optimizer = AdamaxClipped(**self.CONFIG)
+        if is_built:
+            optimizer.build(variables[::-1])
+        optimizer.load_own_variables(store)
+        before = optimizer.spikes()
+        assert len(before) == oracle.spike_steps == 3
+        optimizer.build(variables[::-1])
+        assert optimizer.spikes() == before
+        for spike in before:
+            assert set(spike.variables) == {
+                "weight_0",
+                "weight_1",
+                "weight_3",
+            }
+
+    def test_one_that_is_damaged(self):
+        store, variables, _, _ = self.stopped(12)
+        for damaged in (
+            store["last_spikes"][1:],
+            np.where(store["last_spikes"] > 0, 9, 0),
+        ):
+            manifest = json.loads(store["manifest"].tobytes())
+            for entry in manifest["entries"]:
+                if entry["role"] == "last_spikes":
+                    entry["shape"] = list(damaged.shape)
+            text = np.frombuffer(json.dumps(manifest).encode(), "uint8")
+            optimizer = AdamaxClipped(**self.CONFIG)
+            optimizer.build(variables)
+            with pytest.raises(ValueError, match="damaged"):
+                optimizer.load_own_variables(
+                    store | {"manifest": text, "last_spikes": damaged}
+                )
+            assert optimizer.spikes() == []
+
     def test_a_state_without_it_starts_fresh(self):
         store, variables, _, _ = self.stopped(11)
         manifest = json.loads(store["manifest"].tobytes())
         assert "spike_gate" in {e["role"] for e in manifest["entries"]}
         manifest["entries"] = [
-            e for e in manifest["entries"] if e["role"] != "spike_gate"
+            e
+            for e in manifest["entries"]
+            if e["role"] not in ("spike_gate", "last_spikes")
         ]
         for name in ("spike_threshold", "max_skipped_spikes"):
             del manifest["constructed"][name], manifest["current"][name]
         text = json.dumps(manifest).encode()
-        del store["spike_gate"]
+        del store["spike_gate"], store["last_spikes"]
         store["hyperparameters"] = store["hyperparameters"][:6]
         for entry in manifest["entries"]:
             if entry["role"] == "hyperparameters":

@@ -34,6 +34,11 @@ class BatchCounter:
         return self._limit(batch + 1)
 
     @property
+    def done(self) -> int:
+        """Batches done in the epoch, as of the last `advance`."""
+        return self.total - self._before_epoch
+
+    @property
     def has_ended_here(self) -> bool:
         """Whether a batch of this epoch has ended in the calling thread."""
         return threading.get_ident() in self._last_ended

@@ -205,6 +205,8 @@ class CsvFile:
 
     def _new_rows(self, block: Block) -> Block:
         moment, written = _last_scalars.get(self.path, (None, set()))
+        if moment is not None and block.moment < moment:
+            return block  # of a batch between two records
         if moment != block.moment:
             written = set()
         rows = [

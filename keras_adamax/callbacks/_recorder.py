@@ -36,7 +36,7 @@ LOGS_TIMEOUT = 10.0
 Architecture = Sequence[tuple[str, tuple[int, ...]]]
 
 # What our loggers put into `logs`: no logger records it as one of the logs.
-SUMMARIES = ("clip_rate", "weight_delta", "weight_delta_ratio")
+SUMMARIES = ("clip_rate", "spikes", "weight_delta", "weight_delta_ratio")
 
 
 class Measurement(NamedTuple):
@@ -48,6 +48,7 @@ class Measurement(NamedTuple):
         values: Quantity to one value a variable.
         summary: Quantity to the value of all variables together.
         histograms: Path to the largest absolute value and counts in bins.
+        earlier: What belongs to batches before: epoch, batch, and it.
     """
 
     step: int
@@ -55,6 +56,15 @@ class Measurement(NamedTuple):
     values: Mapping[str, Sequence[float]]
     summary: Mapping[str, float]
     histograms: Mapping[str, tuple[float, Sequence[float]]] = {}
+    earlier: Sequence[tuple[int, int, "Measurement"]] = ()
+
+    def renamed(self, names: Mapping[str, str]) -> "Measurement":
+        """The same, of variables with other names."""
+        return self._replace(
+            names=tuple(names.get(n, n) for n in self.names),
+            histograms={names.get(n, n): h for n, h in self.histograms.items()},
+            earlier=[(e, b, m.renamed(names)) for e, b, m in self.earlier],
+        )
 
 
 class _Pending(NamedTuple):
@@ -84,6 +94,8 @@ class Recorder(keras.callbacks.Callback):
     async_safe = True
 
     summary_keys: tuple[str, ...] = ()
+    # All that the logger writes, beside the logs.
+    quantities: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -157,6 +169,10 @@ class Recorder(keras.callbacks.Callback):
         """
         raise NotImplementedError
 
+    def _measure_between(self) -> Measurement:
+        """What is to be written when an epoch ends and no record is due."""
+        return Measurement(self._read_step(), (), {}, {})
+
     def _end_windows(self) -> None:
         """Frees what is kept to measure from."""
 
@@ -217,12 +233,13 @@ class Recorder(keras.callbacks.Callback):
 
     def _own_rows(self, blocks: Sequence[Block]) -> list[Block]:
         """The rows that this logger would have made, of a file of several."""
-        others = set(SUMMARIES) - set(self.summary_keys)
+        others = set(SUMMARIES) | {"spike_rate"}
+        others -= set(self.quantities)
         own_moments = {
             block.moment
             for block in blocks
             for key in block.keys
-            if key.quantity in self.summary_keys
+            if key.quantity in self.quantities
         }
         result = []
         for block in blocks:
@@ -360,12 +377,10 @@ class Recorder(keras.callbacks.Callback):
         if self.update_freq == "epoch" or self._is_due():
             record = self._make_record(done)
             self._write(record, scalars)
-        elif scalars:
-            step = self._read_step()
-            moment = Moment(self._run, epoch, done, step)
-            self._write(
-                _Pending(moment, Measurement(step, (), {}, {})), scalars
-            )
+        else:
+            between = self._measure_between().renamed(self._renamed)
+            moment = Moment(self._run, epoch, done, between.step)
+            self._write(_Pending(moment, between), scalars)
         self._batch_logs.clear()
         if logs is not None:
             logs.update(dict.fromkeys(self.summary_keys, math.nan))
@@ -643,15 +658,7 @@ class Recorder(keras.callbacks.Callback):
         self._recorded_names = ()
         if self._run not in self._architectures:
             self._architectures[self._run] = _architecture_of(self._model)
-        if self._renamed:
-            rename = self._renamed
-            measurement = measurement._replace(
-                names=tuple(rename.get(n, n) for n in measurement.names),
-                histograms={
-                    rename.get(n, n): h
-                    for n, h in measurement.histograms.items()
-                },
-            )
+        measurement = measurement.renamed(self._renamed)
         # One assignment: a thread may be reading it.
         self._summary = dict(measurement.summary)
         moment = Moment(self._run, self._epoch, done, measurement.step)
@@ -685,12 +692,23 @@ class Recorder(keras.callbacks.Callback):
 
     def _write(self, record: _Pending, scalars: Mapping[str, float]) -> None:
         moment, measurement = record
+        for epoch, batch, earlier in measurement.earlier:
+            its = Moment(moment.run, epoch, batch, earlier.step)
+            self._write_block(its, earlier, {})
         last_moment, written = self._last_scalars
         if last_moment == moment:
             scalars = {k: v for k, v in scalars.items() if k not in written}
         else:
             written = set()
         self._last_scalars = (moment, written | scalars.keys())
+        self._write_block(moment, measurement, scalars)
+
+    def _write_block(
+        self,
+        moment: Moment,
+        measurement: Measurement,
+        scalars: Mapping[str, float],
+    ) -> None:
         keys = self._make_keys(
             measurement.names,
             tuple(measurement.values),
@@ -837,7 +855,8 @@ def _scalars(logs: Mapping[str, Any] | None) -> dict[str, float]:
 def _tag(key: Key) -> str:
     if key.variable:
         return _event_files.tag(key.variable, key.quantity)
-    group = "all_weights" if key.quantity in SUMMARIES else "logs"
+    is_own = key.quantity in (*SUMMARIES, "spike_rate")
+    group = "all_weights" if is_own else "logs"
     return f"{group}/{key.quantity}"
 
 

@@ -1,8 +1,10 @@
 """`ClipRateLogger`: how often gradients are clipped."""
 
+import dataclasses
 import math
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from keras import saving
 from keras_adamax.adamax_clipped import AdamaxClipped
 from keras_adamax.callbacks import _clip_counts, _optimizers
 from keras_adamax.callbacks._recorder import Measurement, Recorder
+from keras_adamax.callbacks._spike_windows import SpikeWindow
+from keras_adamax.spikes import Spike, SpikeStatistics
 from keras_adamax.statistics import ClipStatistics
 from keras_adamax.target_clip_rate import SMALLEST, TargetClipRate
 
@@ -36,6 +40,17 @@ class ClipRateLogger(Recorder):
     on. `records` and the files hold the rate of every variable. If a callback
     of Keras stands before it that lacks the key, a warning says so after the
     first epoch.
+
+    With a spike gate (`spike_threshold`), `logs` have `spikes` as well: how
+    many steps it has left out since the last record. Each of the last 16 of
+    them has rows of its own, with the quantity `spike_rate`: the fraction of
+    all elements that exceeded their bound, and that of the up to five
+    variables in which it was largest. `batch` is the number of the batch in
+    its epoch, from 1 on, and `step` the updates before it. The optimizer
+    counts calls of `apply`, so that the batch is right where each batch is
+    one call. A `LossScaleOptimizer` makes none for a step that it withholds:
+    a spike after that is given an earlier batch, until the next record or
+    epoch.
 
     Args:
         update_freq: `"epoch"` for a record at the end of each epoch, or an
@@ -88,9 +103,37 @@ class ClipRateLogger(Recorder):
         >>> records = logger.records
         >>> str(records["variable"][0]), float(records["value"][0])
         ('model/dense/kernel', 1.0)
+
+        Which batch was left out, and for which layer:
+
+        >>> model.compile(
+        ...     keras_adamax.AdamaxClipped(
+        ...         clip_epsilon=100.0, spike_threshold=0.2
+        ...     ),
+        ...     "mse",
+        ... )
+        >>> targets = np.ones((8, 1))
+        >>> targets[5] = 1e6
+        >>> history = model.fit(
+        ...     np.ones((8, 2)), targets, batch_size=1, shuffle=False,
+        ...     callbacks=[logger], verbose=0,
+        ... )
+        >>> history.history["spikes"]
+        [1]
+        >>> records = logger.records
+        >>> for row in np.flatnonzero(records["quantity"] == "spike_rate"):
+        ...     print(
+        ...         records["batch"][row],
+        ...         records["variable"][row] or "all",
+        ...         records["value"][row],
+        ...     )
+        6 model/dense/kernel 1.0
+        6 model/dense/bias 1.0
+        6 all 1.0
     """
 
     summary_keys = ("clip_rate",)
+    quantities = ("clip_rate", "spikes", "spike_rate")
 
     def __init__(
         self,
@@ -102,14 +145,27 @@ class ClipRateLogger(Recorder):
 
     def _reset(self) -> None:
         super()._reset()
+        self.summary_keys = type(self).summary_keys
         self._snapshots: list[ClipStatistics] = []
+        self._spikes: list[SpikeWindow] = []
         self._has_warned_of_loss = False
         self._has_warned_of_target = False
 
     def _ours(self) -> list[AdamaxClipped]:
         """The optimizers to read, with their state brought up to date."""
         self._bring_up_to_date()
-        return _optimizers.ours(self._optimizers)
+        ours = _optimizers.ours(self._optimizers)
+        if any(optimizer.last_spikes is not None for optimizer in ours):
+            self.summary_keys = ("clip_rate", "spikes")
+        return ours
+
+    def on_epoch_begin(
+        self, epoch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Begins a run, or continues one, in the first epoch."""
+        super().on_epoch_begin(epoch, logs)
+        for window in self._spikes:
+            window.begin_epoch(epoch)
 
     def _check_model(self) -> None:
         optimizers = self._ours()
@@ -134,7 +190,14 @@ class ClipRateLogger(Recorder):
                 )
 
     def _begin_window(self) -> bool:
-        self._snapshots = [o.clip_statistics() for o in self._ours()]
+        optimizers = self._ours()
+        self._snapshots = [o.clip_statistics() for o in optimizers]
+        self._spikes = [
+            SpikeWindow.of(
+                o.spike_statistics(), self._epoch, self._counter.done
+            )
+            for o in optimizers
+        ]
         return True
 
     def _measure(self, has_window: bool) -> Measurement:
@@ -143,10 +206,15 @@ class ClipRateLogger(Recorder):
         if not optimizers:
             self._check_model()
         before = self._snapshots
-        step, self._snapshots = _clip_counts.read(self._optimizers)
+        step, self._snapshots, gates = _clip_counts.read(self._optimizers)
         names: list[str] = []
         rates: list[float] = []
         clipped = counted = 0
+        earlier = self._find_spikes(step, gates)
+        spikes = [
+            window.count(gate)
+            for window, gate in zip(self._spikes, gates, strict=True)
+        ]
         for i, (optimizer, now) in enumerate(
             zip(optimizers, self._snapshots, strict=True)
         ):
@@ -168,11 +236,16 @@ class ClipRateLogger(Recorder):
         else:
             off = [r for r in rates if not math.isnan(r)]
             rate = 0.0 if off else math.nan
+        summary: dict[str, float] = {"clip_rate": rate}
+        if "spikes" in self.summary_keys:
+            # A total that has become smaller is of a state that was loaded.
+            summary["spikes"] = math.nan if min(spikes) < 0 else sum(spikes)
         return Measurement(
             step,
             tuple(_optimizers.unique_names(names)),
             {"clip_rate": rates},
-            {"clip_rate": rate},
+            summary,
+            earlier=earlier,
         )
 
     def _check_target(self, optimizer: AdamaxClipped, rate: float) -> None:
@@ -198,6 +271,38 @@ class ClipRateLogger(Recorder):
                 stacklevel=2,
             )
 
+    def _measure_between(self) -> Measurement:
+        self._ours()
+        step, _, gates = _clip_counts.read(self._optimizers)
+        earlier = self._find_spikes(step, gates)
+        return Measurement(step, (), {}, {}, earlier=earlier)
+
+    def _find_spikes(
+        self, step: int, gates: Sequence[SpikeStatistics]
+    ) -> list[tuple[int, int, Measurement]]:
+        """A measurement for each batch that was left out since the last call.
+
+        Args:
+            step: Updates that all optimizers have applied.
+            gates: What the gate of each has done.
+        """
+        for gate in gates[len(self._spikes) :]:
+            # It was not built when the window began, and had done nothing.
+            begin = dataclasses.replace(gate, spike_steps=0, calls=0)
+            self._spikes.append(SpikeWindow.of(begin, self._epoch, 0))
+        found: dict[tuple[int, int, int], list[Spike]] = {}
+        for window, gate in zip(self._spikes, gates, strict=True):
+            for epoch, batch, spike in window.find(
+                gate, self._epoch, self._counter.done
+            ):
+                # Several optimizers have other numbers than each of them.
+                its = max(step - (gate.step - spike.step), 0)
+                found.setdefault((epoch, batch, its), []).append(spike)
+        return [
+            (epoch, batch, _measurement_of(its, found[epoch, batch, its]))
+            for epoch, batch, its in sorted(found)
+        ]
+
     def _since(
         self, now: ClipStatistics, before: ClipStatistics | None
     ) -> ClipStatistics | None:
@@ -219,17 +324,26 @@ class ClipRateLogger(Recorder):
 
     def _end_windows(self) -> None:
         self._snapshots = []
+        self._spikes = []
 
     def _window_state(self) -> tuple[Any, list[np.ndarray]]:
-        return [[dict(s.clipped), dict(s.counted)] for s in self._snapshots], []
+        return [
+            [dict(s.clipped), dict(s.counted), w.to_json()]
+            for s, w in zip(self._snapshots, self._spikes, strict=True)
+        ], []
 
     def _restore_window(self, state: Any, arrays: list[np.ndarray]) -> None:
         del arrays
         self._snapshots = [
             self._under_present_names(ClipStatistics(clipped, counted), now)
-            for (clipped, counted), now in zip(
+            for (clipped, counted, *_), now in zip(
                 state, self._snapshots, strict=True
             )
+        ]
+        # Backups from before there was a spike gate say nothing of it.
+        self._spikes = [
+            SpikeWindow.from_json(its[0], now) if its else now
+            for (_, _, *its), now in zip(state, self._spikes, strict=True)
         ]
 
     def _under_present_names(
@@ -245,3 +359,19 @@ class ClipRateLogger(Recorder):
             {name: saved.clipped[its] for name, its in names.items()},
             {name: saved.counted[its] for name, its in names.items()},
         )
+
+
+def _measurement_of(step: int, spikes: Sequence[Spike]) -> Measurement:
+    """What is recorded of a batch.
+
+    Args:
+        step: Updates applied before it.
+        spikes: One, or those of several optimizers.
+    """
+    rates = {n: rate for s in spikes for n, rate in s.variables.items()}
+    return Measurement(
+        step,
+        tuple(rates),
+        {"spike_rate": tuple(rates.values())},
+        {"spike_rate": max(spike.rate for spike in spikes)},
+    )

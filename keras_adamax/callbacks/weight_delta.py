@@ -98,7 +98,7 @@ class WeightDeltaLogger(Recorder):
         1.0
     """
 
-    summary_keys = ("weight_delta", "weight_delta_ratio")
+    summary_keys = quantities = ("weight_delta", "weight_delta_ratio")
 
     def __init__(
         self,

@@ -25,9 +25,9 @@ the same functions:
   place, at a cost that does not grow with the number of rows.
 - `is_finite(gradients, kernel)`: the decision behind `skip_nonfinite`.
 - `count_above(gradients, norms, strides, multiplier, epsilon, kernel)`, with
-  `can_sample(variable)`, `sum_over_replicas(gradients)` and
-  `constant(values, dtype, other)`: what the decision behind `spike_threshold`
-  needs.
+  `can_sample(variable)`, `sum_over_replicas(gradients)`,
+  `constant(values, dtype, other)` and `value_if(condition, function, other)`:
+  what the decision behind `spike_threshold` needs.
 - `apply_if(is_applied, optimizer, apply, gradients, variables, decided)`: the
   branch behind both.
 - `measure(function, pack, previous, current, step)`, with `overwrite(kept,

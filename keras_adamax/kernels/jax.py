@@ -376,6 +376,20 @@ def _count_above(
     )
 
 
+def value_if(
+    condition: Tensor, function: Callable[[], Tensor], other: Tensor
+) -> Tensor:
+    """`function()` where the condition holds, else `other`.
+
+    Args:
+        condition: Boolean scalar.
+        function: Makes a tensor like `other`.
+        other: The tensor otherwise.
+    """
+    # XLA fuses it, and a branch makes a GPU wait for the host.
+    return jnp.where(condition, function(), other)
+
+
 def apply_if(
     is_applied: Tensor,
     optimizer: keras.optimizers.Optimizer,

@@ -424,6 +424,19 @@ def _counting(
         )
 
 
+def value_if(
+    condition: Tensor, function: Callable[[], Tensor], other: Tensor
+) -> Tensor:
+    """`function()` where the condition holds, else `other`.
+
+    Args:
+        condition: Boolean scalar.
+        function: Makes a tensor like `other`.
+        other: The tensor otherwise.
+    """
+    return tf.cond(condition, function, lambda: other)
+
+
 def apply_if(
     is_applied: Tensor,
     optimizer: keras.optimizers.Optimizer,

@@ -226,6 +226,22 @@ def count_above(
 
 
 @torch.compiler.disable
+def value_if(
+    condition: Tensor, function: Callable[[], Tensor], other: Tensor
+) -> Tensor:
+    """`function()` where the condition holds, else `other`.
+
+    Args:
+        condition: Boolean scalar.
+        function: Makes a tensor like `other`.
+        other: The tensor otherwise.
+    """
+    # On a device, a branch would make the host wait.
+    if _is_host(condition.device):
+        return function() if condition else other
+    return torch.where(condition, function(), other)
+
+
 def apply_if(
     is_applied: Tensor,
     optimizer: Any,

@@ -22,6 +22,11 @@ def plot_clip_rates(records: Source, title: str | None = None) -> "Figure":
     was counted (an excluded variable), or nothing recorded. More than 1000
     records are merged into columns of their means.
 
+    A triangle is a spike: a step that the spike gate left out. Above, it
+    stands at the fraction of the elements that exceeded their bound; below,
+    at the variables of which most did. A step that was left out is no update:
+    the triangle stands at the update before it.
+
     The first dozens of steps are clipped nearly entirely: the bound starts
     at `clip_epsilon` and grows by at most `clip_multiplier` a step.
 

@@ -31,9 +31,10 @@ def clip_rates(tables: Tables, limit: float = _TALL) -> list[Panel]:
         return [_panels.empty("Clip rate")]
     panels = []
     if any(part.steps.size for part in table.parts):
-        panels.append(_panels.clip_rate(table))
+        panels.append(_panels.clip_rate(table, tables["spike_rate"]))
     if table.variables:
-        panels.append(_panels.clip_rate_map(table, limit))
+        spikes = tables["spike_rate"]
+        panels.append(_panels.clip_rate_map(table, spikes, limit))
     return panels
 
 

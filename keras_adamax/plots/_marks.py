@@ -35,6 +35,16 @@ NO_DATA: dict[str, Any] = {
     "lw": 0,
 }
 
+# White around it: it stands on lines and on dark colours.
+_SPIKE: dict[str, Any] = {
+    "color": "#D55E00",
+    "ls": "none",
+    "marker": "v",
+    "ms": 6,
+    "mec": "white",
+    "mew": 0.6,
+}
+
 
 class Style(NamedTuple):
     """How a line looks."""
@@ -101,6 +111,27 @@ def key(label: str, style: Style) -> Line2D:
         ms=style.size,
         label=label,
     )
+
+
+def spikes(
+    ax: Axes, variable: str, run: int, steps: np.ndarray, heights: np.ndarray
+) -> None:
+    """Marks steps that were left out, each by itself."""
+    if not len(steps):
+        return
+    (artist,) = ax.plot(
+        steps,
+        heights,
+        **_SPIKE,
+        zorder=4,
+        gid=f"spikes:{variable}:run:{run}",
+    )
+    _clip_loosely(artist, ax)
+
+
+def spike_key(label: str) -> Line2D:
+    """A legend's entry for them."""
+    return Line2D([], [], **_SPIKE, label=label)
 
 
 def head(ax: Axes, title: str, note: str = "") -> None:

@@ -84,8 +84,13 @@ def losses(loss: Table, val_loss: Table) -> Panel:
     return Panel(draw, 1.7)
 
 
-def clip_rate(table: Table) -> Panel:
-    """The share of all elements that was clipped, as one line."""
+def clip_rate(table: Table, spikes: Table) -> Panel:
+    """The share of all elements that was clipped, as one line.
+
+    Args:
+        table: The clip rates.
+        spikes: The rates of the steps that were left out: a mark for each.
+    """
 
     def draw(ax: Axes, clock: Clock) -> None:
         # The note is for those who see the first steps.
@@ -102,13 +107,25 @@ def clip_rate(table: Table) -> Panel:
         ax.yaxis.set_minor_locator(NullLocator())
         ax.set_ylabel(_RATE_LABEL)
         ax.grid(axis="y", color="0.9", lw=0.6, ls="-")
-        _marks.legend(ax, _marks.gaps(ax, table))
+        handles = _marks.gaps(ax, table)
+        if spikes:
+            for series in spikes.summaries():
+                _marks.spikes(ax, "", series.run, series.steps, series.values)
+            handles.insert(0, _marks.spike_key("spike, left out"))
+        _marks.legend(ax, handles)
 
     return Panel(draw, 1.6)
 
 
-def clip_rate_map(table: Table, limit: float) -> Panel:
-    """The clip rate of each variable, as colours."""
+def clip_rate_map(table: Table, spikes: Table, limit: float) -> Panel:
+    """The clip rate of each variable, as colours.
+
+    Args:
+        table: The clip rates.
+        spikes: The rates of the variables in the steps that were left out: a
+            mark for each of which the bounds were exceeded most.
+        limit: Height, in inches.
+    """
 
     def draw(ax: Axes, clock: Clock) -> None:
         _marks.head(ax, "Clip rate of each variable", _marks.note(table))
@@ -116,6 +133,15 @@ def clip_rate_map(table: Table, limit: float) -> Panel:
         handles = heat_map(
             ax, table, clock, norm, _RATE_LABEL, "cividis", _RATE_TICKS
         )
+        rows = {name: row for row, name in enumerate(table.variables)}
+        marked = [s for s in spikes.series() if s.variable in rows]
+        for series in marked:
+            known = np.isfinite(series.values)
+            steps = series.steps[known]
+            height = np.full(len(steps), rows[series.variable])
+            _marks.spikes(ax, series.variable, series.run, steps, height)
+        if marked:
+            handles.append(_marks.spike_key("largest rates in a spike"))
         _marks.legend(ax, handles, above=True)
 
     return Panel(draw, map_height(table, limit), table.variables)

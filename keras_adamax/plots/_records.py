@@ -203,7 +203,7 @@ def _numbers(
 def _check(records: Records, where: Callable[[int], str]) -> None:
     quantity, value = records["quantity"], records["value"]
     # NaN compares false, so it passes: it is a value that can be recorded.
-    rate = quantity == "clip_rate"
+    rate = (quantity == "clip_rate") | (quantity == "spike_rate")
     norm = (quantity == "weight_delta") | (quantity == "weight_delta_ratio")
     rules = [
         (name, records[name] < 0, "must not be negative") for name in _INTEGERS
@@ -214,7 +214,12 @@ def _check(records: Records, where: Callable[[int], str]) -> None:
         (
             "value",
             rate & ((value < -1e-6) | (value > 1 + 1e-6)),
-            "of a clip_rate must be in the range [0, 1]",
+            "of a rate must be in the range [0, 1]",
+        ),
+        (
+            "value",
+            (quantity == "spikes") & (value < 0),
+            "of spikes must not be negative",
         ),
         ("value", norm & (value < 0), "of a norm must not be negative"),
     ]

@@ -27,6 +27,9 @@ class Clock:
         shift = end = 0
         for run in np.unique(records["run"]).tolist():
             here = records["run"] == run
+            # A spike is no update: the step of its row is the one before.
+            updates = here & (records["quantity"] != "spike_rate")
+            here = updates if updates.any() else here
             steps, batches = records["step"][here], records["batch"][here]
             first = int(np.lexsort((batches, steps))[0])
             start = int(steps[first])

@@ -107,7 +107,7 @@ def test_large_integers_survive():
         counts.assign(rows_from_totals(own))
     step = 2**31 - 1
     model.optimizer.iterations.assign(step)
-    found, snapshots = _clip_counts.read([model.optimizer])
+    found, snapshots, _ = _clip_counts.read([model.optimizer])
     assert found == step
     assert [
         pair
@@ -121,5 +121,10 @@ def test_large_integers_survive():
 
 
 def test_before_an_optimizer_is_built():
-    optimizer = AdamaxClipped()
-    assert _clip_counts.read([optimizer]) == (0, [optimizer.clip_statistics()])
+    for arguments in ({}, {"spike_threshold": 0.2}):
+        optimizer = AdamaxClipped(**arguments)
+        assert _clip_counts.read([optimizer]) == (
+            0,
+            [optimizer.clip_statistics()],
+            [optimizer.spike_statistics()],
+        )

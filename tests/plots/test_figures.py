@@ -193,6 +193,63 @@ def test_clip_rate_map_is_the_records(case):
     assert ticks[0] == 0 and ticks[-1] == 1
 
 
+# Two in a row, and one that is the first of its run.
+SPIKES = [
+    (0, 1, 13, 62, "", 0.97),
+    (0, 1, 13, 62, SMALL[2], 0.9),
+    (0, 1, 14, 62, "", 0.5),
+    (0, 1, 14, 62, SMALL[2], 1.0),
+    (0, 1, 14, 62, SMALL[0], 0.8),
+    (1, 0, 1, 200, "", 0.25),
+    (1, 0, 1, 200, "gone/kernel", 0.4),
+    (1, 0, 1, 200, SMALL[4], 0.3),
+]
+
+
+def test_spikes_are_marked_at_their_steps():
+    rows = make_rows(runs=2)
+    spikes = [(*row[:5], "spike_rate", row[5]) for row in SPIKES]
+    with_spikes = as_records([*spikes, *rows])
+    figure = plot_clip_rates(with_spikes)
+    rates = panel(figure, "Clip rate of all weights")
+    marks = lines_of(figure)
+    for run, x, y in ((0, [62, 62], [0.97, 0.5]), (1, [200], [0.25])):
+        line = marks[f"spikes::run:{run}"]
+        assert line.axes is rates
+        assert (line.get_linestyle(), line.get_marker()) == ("None", "v")
+        np.testing.assert_array_equal(line.get_xdata(), x)
+        np.testing.assert_array_equal(line.get_ydata(), y)
+    names = panel(figure, "Clip rate of each variable")
+    drawn = {
+        (gid.split(":")[1], x)
+        for gid, line in marks.items()
+        if line.axes is names and gid.startswith("spikes:")
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+        if SMALL[int(y)] == gid.split(":")[1]
+    }
+    assert drawn == {(SMALL[2], 62), (SMALL[0], 62), (SMALL[4], 200)}
+    for ax, label in (
+        (rates, "spike, left out"),
+        (names, "largest rates in a spike"),
+    ):
+        texts = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert label in texts
+    # A spike that is the first of a run does not shift it: it is no update.
+    assert rates.get_xlim() == (0, 400)
+    assert "one after another" not in figure.axes[-1].get_xlabel()
+    assert lines_of(plot_training(with_spikes))["spikes::run:1"]
+    assert not any(
+        gid.startswith("spikes")
+        for gid in lines_of(plot_clip_rates(as_records(rows)))
+    )
+
+
+def test_spikes_alone_are_drawn():
+    """A `fit` that ended before the first record."""
+    rows = [(*row[:5], "spike_rate", row[5]) for row in SPIKES[:2]]
+    assert plot_clip_rates(as_records(rows)).axes
+
+
 def test_axes_have_units():
     figure = plot_training(records_of("small"))
     assert figure.axes[-1].get_xlabel() == "step (optimizer updates)"

@@ -109,6 +109,8 @@ def test_other_programs_files(tmp_path):
         (HEADER + GOOD.replace("0.5", "1.5"), 2, r"range \[0, 1\].*1\.5"),
         (HEADER + GOOD.replace("0.5", "-inf"), 2, r"range \[0, 1\]"),
         (HEADER + "0,0,1,1,,weight_delta,-0.1\n", 2, "must not be negative"),
+        (HEADER + "0,0,1,1,,spikes,-1\n", 2, "must not be negative"),
+        (HEADER + "0,0,1,1,,spike_rate,1.1\n", 2, r"range \[0, 1\]"),
         (HEADER + '0,0,1,1,"a"b,loss,1\n', 2, "not CSV"),
         (HEADER + '0,0,1,1,"a,loss,1\n', 2, "not CSV"),
     ],

@@ -9,7 +9,7 @@ from keras_adamax_tuning import _user_errors
 from keras_adamax_tuning._data import Data
 
 # What our callbacks add to the logs.
-_RECORDED = {"clip_rate", "weight_delta", "weight_delta_ratio"}
+_RECORDED = {"clip_rate", "spikes", "weight_delta", "weight_delta_ratio"}
 
 
 def check_model_takes_data(
