@@ -284,6 +284,18 @@ class TestRule:
         assert optimizer.skipped_steps() == 1
         assert excess(optimizer) == before
 
+    def test_a_spike_that_is_left_out_leaves_it(self):
+        variables, optimizer, oracle = make(
+            0.5, [(4,)], clip_epsilon=1.0, spike_threshold=0.3
+        )
+        step = support.make_step(support.COMPILED_LOOP, optimizer, variables)
+        small, large = [np.full(4, size, "float32") for size in (0.5, 99.0)]
+        values = run(step, oracle, [[small], [large], [small]])
+        assert optimizer.spike_steps() == 1
+        assert values[1] == values[0] < 0.2
+        assert values[2] < values[1]
+        assert_follows(oracle, optimizer, variables)
+
     def test_accumulation_counts_updates(self):
         variables, optimizer, oracle = make(
             0.25, clip_epsilon=0.5, gradient_accumulation_steps=3
