@@ -164,9 +164,9 @@ class AdamaxClipped(RestorableOptimizer):
     each micro-batch by the update that it would lead to: the gradients
     accumulated so far and its own, divided by the number of micro-batches. It
     leaves out the micro-batch alone, and only a complete update arms it. Of a
-    variable with more than 131,071 elements it looks at a sample of at least
-    65,536, evenly spread. A step that `skip_nonfinite` leaves out does not
-    reach the gate.
+    variable with more than 262,143 elements it looks at a sample of at least
+    131,072, evenly spread in runs of 16. A step that `skip_nonfinite` leaves
+    out does not reach the gate.
 
     The gate is part of the state only where there is a `spike_threshold`. A
     state that was saved without one loads into an optimizer with one, whose
@@ -630,38 +630,37 @@ class AdamaxClipped(RestorableOptimizer):
             if g is not None and not self._overwrite_variable_with_gradient(v)
         ]
         indices = [index for _, index in pairs]
+        shapes = [self._norms[i].shape for i in indices]
         strides = [
-            spikes.stride_of(self._norms[i].shape)
+            spikes.stride_of(shape)
             if self._kernel.can_sample(self._norms[i])
             else 1
-            for i in indices
+            for i, shape in zip(indices, shapes, strict=True)
         ]
 
-        def sample(x: Any, stride: int) -> Any:
-            return (
-                x
-                if self._kernel.is_sparse(x)
-                else spikes.sample_of(ops.convert_to_tensor(x), stride)
-            )
+        def sample(x: Any, shape: Any, stride: int) -> Any:
+            if self._kernel.is_sparse(x):
+                return x
+            return spikes.sample_of(ops.convert_to_tensor(x), shape, stride)
 
         given = [g for g, _ in pairs]
         # A norm is one of all elements.
         samples_last = not (self.clipnorm is self.global_clipnorm is None)
         if not samples_last:
-            given = list(map(sample, given, strides))
+            given = list(map(sample, given, shapes, strides))
         if self.loss_scale_factor is not None:
             given = [g / self.loss_scale_factor for g in given]
         if self.gradient_accumulation_steps:
             accumulated = [self._accumulated_gradients[i] for i in indices]
             if not samples_last:
-                accumulated = map(sample, accumulated, strides)
+                accumulated = map(sample, accumulated, shapes, strides)
             given = [
                 (g + a) / self.gradient_accumulation_steps
                 for g, a in zip(given, accumulated, strict=True)
             ]
         given = self._clip_gradients(given)
         if samples_last:
-            given = list(map(sample, given, strides))
+            given = list(map(sample, given, shapes, strides))
         given = self._kernel.sum_over_replicas(given)
         return self._counts_of(given, indices, strides)
 

@@ -398,20 +398,23 @@ class TestSample:
         [
             ((), 1),
             ((0, 3), 1),
-            ((2**17 - 1,), 1),
-            ((2**17,), 1),
-            ((65536 * 3,), 1),
-            ((65536 * 5 + 1,), 5),
-            ((65536, 4096), 4095),
-            ((3, 3, 512, 512), 35),
-            ((2560, 4096), 159),
+            ((2**18 - 1,), 1),
+            ((2**18,), 1),
+            ((2**17 * 3,), 1),
+            ((2**17 * 5 + 1,), 5),
+            ((65536, 4096), 2047),
+            ((3, 3, 512, 512), 17),
+            ((2560, 4096), 79),
         ],
     )
     def test_stride(self, shape, stride):
         assert spikes.stride_of(shape) == stride
         size = math.prod(shape)
-        assert spikes.sample_size(shape, stride) == len(range(0, size, stride))
-        assert len(range(0, size, stride)) >= min(size, spikes.SAMPLE)
+        looked_at = size
+        if stride > 1:
+            looked_at = 16 * len(range(0, size // 16, stride))
+        assert spikes.sample_size(shape, stride) == looked_at
+        assert looked_at >= min(size, spikes.SAMPLE)
 
     @hypothesis.given(
         st.lists(st.integers(1, 3000), min_size=1, max_size=4).filter(
@@ -439,8 +442,11 @@ class TestSample:
         else:
             above[: round(fraction**0.5 * shape[0])] = True
         stride = spikes.stride_of(shape)
-        assert stride > 30
-        sample = above.reshape(-1)[::stride]
+        assert stride > 20
+        sample = numpy(
+            spikes.sample_of(keras.ops.convert_to_tensor(above), shape, stride)
+        )
+        assert sample.shape == (spikes.sample_size(shape, stride),)
         assert abs(sample.mean() - above.mean()) < 0.005
 
     @pytest.mark.parametrize("loop", support.LOOPS)
@@ -472,17 +478,22 @@ class TestSample:
         "config",
         [
             {},
-            {"global_clipnorm": 1e6},
-            {"gradient_accumulation_steps": 2},
-            {"loss_scale_factor": 2.0, "clipvalue": 1e6},
-            {"exclude_from_clipping": ["weight_1"]},
+            *(
+                pytest.param(config, marks=pytest.mark.slow)
+                for config in (
+                    {"global_clipnorm": 1e6},
+                    {"gradient_accumulation_steps": 2},
+                    {"loss_scale_factor": 2.0, "clipvalue": 1e6},
+                    {"exclude_from_clipping": ["weight_1"]},
+                )
+            ),
         ],
         ids=str,
     )
     def test_what_is_looked_at_is_the_oracles(self, loop, config):
         """Noise with a rate that only the same sample decides the same way."""
         rng = np.random.default_rng(3)
-        shapes = ((600, 601), (5,), (200000,))
+        shapes = ((700, 701), (5,), (400000,))
         values = [np.zeros(shape, "float32") for shape in shapes]
         variables = support.make_variables(values)
         excluded = [1] if "exclude_from_clipping" in config else []

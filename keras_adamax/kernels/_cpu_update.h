@@ -236,8 +236,11 @@ int64_t count_block(const Tensors& all, int64_t i, int64_t begin,
   return kCounts[all.kinds[i]](all.gradients[i], begin, end);
 }
 
-// How many elements of a sample of a gradient exceed their bound. Element `i`
-// of the sample is the one at `i * stride` of the whole, as the norms are.
+// Elements that a sample has side by side (`spikes.RUN`).
+constexpr int64_t kRun = 16;
+
+// How many elements of a sample of a gradient exceed their bound. The sample
+// has each `stride`-th run of the whole, as the norms are.
 template <typename Gradient, typename State>
 int64_t count_above(const void* sample, const void* norms, int64_t stride,
                     int64_t begin, int64_t end, const Scalars& scalars) {
@@ -256,7 +259,8 @@ int64_t count_above(const void* sample, const void* norms, int64_t stride,
     return found;
   }
   for (int64_t i = begin; i < end; ++i) {
-    const State bound = clip_multiplier * us[i * stride] + clip_epsilon;
+    const State u = us[i / kRun * kRun * stride + i % kRun];
+    const State bound = clip_multiplier * u + clip_epsilon;
     found += size_of(load<State>(gs[i])) > (bound > largest ? largest : bound);
   }
   return found;
@@ -279,7 +283,8 @@ int64_t count_above_block(const Tensors& all, int64_t i, int64_t begin,
 
 // How many elements a sample has.
 inline int64_t sample_size(int64_t size, int64_t stride) {
-  return (size + stride - 1) / stride;
+  if (stride == 1) return size;
+  return (size / kRun + stride - 1) / stride * kRun;
 }
 
 // Adds a row to a sum, with a rounding each time.

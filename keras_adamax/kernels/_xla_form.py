@@ -304,7 +304,9 @@ def count_above(
 
     return totals(
         [
-            parts(are_above, [g, spikes.sample_of(u, stride)], in_slabs)
+            parts(
+                are_above, [g, spikes.sample_of(u, u.shape, stride)], in_slabs
+            )
             for g, u, stride in zip(gradients, norms, strides, strict=True)
         ]
     )

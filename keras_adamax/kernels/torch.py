@@ -219,7 +219,8 @@ def count_above(
     found = []
     for g, value, stride in zip(gradients, values, strides, strict=True):
         # `clamp` takes a number, where a tensor would be copied to a device.
-        bound = clip_multiplier * spikes.sample_of(value, stride) + clip_epsilon
+        u = spikes.sample_of(value, value.shape, stride)
+        bound = clip_multiplier * u + clip_epsilon
         is_above = g.to(bound.dtype).abs() > bound.clamp(max=FLOAT32_MAX)
         found.append(is_above.sum(dtype=torch.int32))
     return torch.stack(found)
