@@ -1,0 +1,183 @@
+"""`AdamaxClipped` as pure functions over `keras_adamax.update_rule`.
+
+`tests/test_training_benchmark.py` ties them to the real optimizer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from _training.optimizer import Array, Optimizer, Step
+from keras_adamax import update_rule
+
+BETA_1 = 0.9
+BETA_2 = 0.999
+EPSILON = 1e-8
+CLIP_MULTIPLIER = 1.2
+CLIP_EPSILON = 1e-4
+MAX_SKIPPED_SPIKES = 5
+
+
+def paper_beta_2(step: Array) -> Array:
+    """The schedule of Freivalds & Liepins' own code."""
+    return 1.0 - jnp.maximum(0.0005, 0.01 * 0.5 ** (step / 2000.0))
+
+
+class SpikeGate:
+    """Which steps to leave out: those in which too many elements are clipped.
+
+    A step whose rate is at or below the threshold arms the gate. A step above
+    it is left out while the gate is armed, at most `max_skipped_spikes` in a
+    row; the next is applied and disarms the gate.
+
+    Args:
+        threshold: A rate in (0, 1).
+        max_skipped_spikes: At least 1.
+    """
+
+    def __init__(
+        self, threshold: float, max_skipped_spikes: int = MAX_SKIPPED_SPIKES
+    ):
+        self.threshold = threshold
+        self.max_skipped_spikes = max_skipped_spikes
+
+    def init(self) -> dict[str, Array]:
+        return {"is_armed": jnp.bool_(False), "in_a_row": jnp.int32(0)}
+
+    def decide(
+        self, state: dict[str, Array], rate: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """Whether to leave the step out, and the gate's next state."""
+        is_spike = rate > self.threshold
+        is_left_out = (
+            is_spike
+            & state["is_armed"]
+            & (state["in_a_row"] < self.max_skipped_spikes)
+        )
+        return is_left_out, {
+            "is_armed": ~is_spike | is_left_out,
+            "in_a_row": jnp.where(is_left_out, state["in_a_row"] + 1, 0),
+        }
+
+
+class ClipRateLoop:
+    """A closed loop that steers `clip_multiplier` to a rate of clipping.
+
+        multiplier - 1 <- (multiplier - 1) * exp(eta * (rate - target))
+
+    within bounds, held until a step's rate is at or below one half for the
+    first time: in the warm-up nearly every element is clipped.
+
+    Andrew et al. 2019 (arXiv 1905.03871), section 2: `C <- C * exp(-eta *
+    (unclipped - wanted))`. Differs: it moves `multiplier - 1`, and counts
+    elements where they count users.
+
+    Args:
+        target: The wanted rate, in (0, 1).
+        eta: How fast; Andrew et al. take 0.2.
+    """
+
+    WARM_UP_RATE = 0.5
+    LOWEST, HIGHEST = 1e-4, 1e3
+
+    def __init__(self, target: float, eta: float = 0.2):
+        self.target = target
+        self.eta = eta
+
+    def init(self) -> dict[str, Array]:
+        return {
+            "excess": jnp.float32(CLIP_MULTIPLIER - 1.0),
+            "is_warm": jnp.bool_(False),
+        }
+
+    def advance(self, state: dict[str, Array], rate: Array) -> dict[str, Array]:
+        is_warm = state["is_warm"] | (rate <= self.WARM_UP_RATE)
+        moved = state["excess"] * jnp.exp(self.eta * (rate - self.target))
+        moved = jnp.clip(moved, self.LOWEST, self.HIGHEST)
+        return {
+            "excess": jnp.where(is_warm, moved, state["excess"]),
+            "is_warm": is_warm,
+        }
+
+
+def adamax_clipped(
+    beta_2: float | Callable[[Array], Array] = BETA_2,
+    gate: SpikeGate | None = None,
+    loop: ClipRateLoop | None = None,
+) -> Optimizer:
+    """The optimizer of this project, with its defaults.
+
+    Args:
+        beta_2: A number, or a function of the number of steps applied so far.
+        gate: Leaves steps out; `None` for none.
+        loop: Steers the multiplier; `None` for a constant one.
+    """
+
+    def init(weights):
+        state: dict[str, Any] = {
+            "step": jnp.int32(0),
+            "m": jax.tree.map(jnp.zeros_like, weights),
+            "u": jax.tree.map(jnp.zeros_like, weights),
+        }
+        if gate:
+            state["gate"] = gate.init()
+        if loop:
+            state["loop"] = loop.init()
+        return state
+
+    def step(gradients, state, weights, learning_rate):
+        multiplier = (
+            1.0 + state["loop"]["excess"]
+            if loop
+            else jnp.float32(CLIP_MULTIPLIER)
+        )
+        rate_of_decay = beta_2(state["step"]) if callable(beta_2) else beta_2
+        hyperparameters = update_rule.Hyperparameters(
+            learning_rate=learning_rate,
+            beta_1=jnp.float32(BETA_1),
+            beta_2=jnp.float32(rate_of_decay),
+            epsilon=jnp.float32(EPSILON),
+            clip_multiplier=multiplier,
+            clip_epsilon=jnp.float32(CLIP_EPSILON),
+            bias_correction=None,
+        )
+        leaves, structure = jax.tree.flatten(weights)
+        results = [
+            update_rule.update(g, w, m, u, hyperparameters, jnp.bool_(False))
+            for g, w, m, u in zip(
+                jax.tree.leaves(gradients),
+                leaves,
+                jax.tree.leaves(state["m"]),
+                jax.tree.leaves(state["u"]),
+                strict=True,
+            )
+        ]
+        new_w, new_m, new_u, clipped = (
+            list(column) for column in zip(*results, strict=True)
+        )
+        next_state = {
+            "step": state["step"] + 1,
+            "m": jax.tree.unflatten(structure, new_m),
+            "u": jax.tree.unflatten(structure, new_u),
+        }
+        rate = sum(jnp.sum(x) for x in clipped) / sum(w.size for w in leaves)
+        if loop:
+            next_state["loop"] = loop.advance(state["loop"], rate)
+        new_weights = jax.tree.unflatten(structure, new_w)
+        if not gate:
+            return Step(new_weights, next_state, jnp.bool_(False))
+        is_left_out, gate_state = gate.decide(state["gate"], rate)
+
+        def keep(old, new):
+            return jnp.where(is_left_out, old, new)
+
+        kept = jax.tree.map(keep, {k: state[k] for k in next_state}, next_state)
+        return Step(
+            jax.tree.map(keep, weights, new_weights),
+            kept | {"gate": gate_state},
+            is_left_out,
+        )
+
+    return Optimizer(init, step)

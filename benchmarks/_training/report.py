@@ -1,0 +1,5 @@
+"""Tables of what has been found."""
+
+
+def write(files, folder):
+    pass

@@ -1,0 +1,343 @@
+"""The methods that `benchmarks/training.py` compares are what they say.
+
+Peers are tested against loops in NumPy, written as the published code is.
+"""
+
+import math
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_adamax
+from tests.benchmark_runs import FOLDER
+from tests.support import BACKEND
+
+if BACKEND != "jax":
+    pytest.skip("training.py runs on JAX", allow_module_level=True)
+pytest.importorskip("optax")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+sys.path.insert(0, str(FOLDER))
+try:
+    from _training import methods, ours
+finally:
+    sys.path.remove(str(FOLDER))
+
+SHAPES = ((3, 4), (4,), (6,))
+LEARNING_RATE = 0.01
+
+
+def some_gradients(steps, seed=0):
+    """Gradients of which every eleventh is a thousand times as large."""
+    generator = np.random.default_rng(seed)
+    return [
+        [
+            (1000 if step % 11 == 10 else 1)
+            * generator.normal(size=shape).astype("float32")
+            for shape in SHAPES
+        ]
+        for step in range(steps)
+    ]
+
+
+def some_weights():
+    generator = np.random.default_rng(99)
+    return [generator.normal(size=s).astype("float32") for s in SHAPES]
+
+
+def run(method, gradients, learning_rate=LEARNING_RATE):
+    """The weights after all steps, and which steps were left out."""
+    step = jax.jit(method.step)
+    weights = [jnp.asarray(w) for w in some_weights()]
+    state = method.init(weights)
+    left_out = []
+    for g in gradients:
+        weights, state, is_left_out = step(g, state, weights, learning_rate)
+        left_out.append(bool(is_left_out))
+    return weights, left_out
+
+
+def assert_near(found, expected, tolerance):
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+class PaperBeta2(keras.optimizers.schedules.LearningRateSchedule):
+    """The authors' schedule, as a user writes it."""
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        return 1.0 - keras.ops.maximum(0.0005, 0.01 * 0.5 ** (step / 2000.0))
+
+
+@pytest.mark.parametrize("has_schedule", [False, True])
+def test_our_rule_is_that_of_the_optimizer(has_schedule):
+    gradients = some_gradients(60)
+    optimizer = keras_adamax.AdamaxClipped(
+        LEARNING_RATE, **({"beta_2": PaperBeta2()} if has_schedule else {})
+    )
+    variables = [keras.Variable(w) for w in some_weights()]
+    optimizer.build(variables)
+    for g in gradients:
+        optimizer.apply([jnp.asarray(x) for x in g], variables)
+    method = ours.adamax_clipped(
+        **({"beta_2": ours.paper_beta_2} if has_schedule else {})
+    )
+    found, left_out = run(method, gradients)
+    assert not any(left_out)
+    assert_near(found, [keras.ops.convert_to_numpy(v) for v in variables], 1e-6)
+
+
+def test_gate_follows_its_specification():
+    gate = ours.SpikeGate(0.2, max_skipped_spikes=2)
+    state = gate.init()
+    found = []
+    # Not armed at first; armed by 0.2; two left out, the third disarms.
+    rates = [0.9, 0.5, 0.2, 0.21, 0.1, 0.9, 0.9, 0.9, 0.9, 0.0, 0.9]
+    for rate in rates:
+        is_left_out, state = gate.decide(state, jnp.float32(rate))
+        found.append(bool(is_left_out))
+    left_out = {3, 5, 6, 10}
+    assert found == [i in left_out for i in range(len(rates))]
+
+
+def test_a_step_that_is_left_out_changes_nothing():
+    gradients = some_gradients(90)
+    method = methods.METHODS[methods.GATE]
+    found, left_out = run(method, gradients)
+    assert any(left_out)
+    kept = [g for g, x in zip(gradients, left_out, strict=True) if not x]
+    expected, _ = run(methods.METHODS[methods.DEFAULTS], kept)
+    assert_near(found, expected, 0.0)
+
+
+def test_loop_meets_its_target():
+    loop = ours.ClipRateLoop(0.05)
+    method = ours.adamax_clipped(loop=loop)
+    generator = np.random.default_rng(0)
+    weights = [jnp.zeros(10_000)]
+    state = method.init(weights)
+    step = jax.jit(method.step)
+    rates = []
+    for _ in range(800):
+        g = [jnp.asarray(generator.normal(size=10_000), "float32")]
+        bound = (1 + state["loop"]["excess"]) * state["u"][0] + 1e-4
+        rates.append(float(jnp.mean(jnp.abs(g[0]) > bound)))
+        weights, state, _ = step(g, state, weights, 0.0)
+    # From u = 0 all are clipped, and the multiplier is held.
+    assert rates[0] > 0.99
+    assert np.mean(rates[500:]) == pytest.approx(0.05, rel=0.2)
+
+
+# The peers, one step at a time, on float64 arrays.
+
+
+class Adam:
+    """Adam, and room for what comes before it."""
+
+    beta_2, epsilon = 0.999, 1e-7
+
+    def __init__(self):
+        self.t = 0
+        self.m = [np.zeros(s) for s in SHAPES]
+        self.v = [np.zeros(s) for s in SHAPES]
+
+    def clip(self, gradients):
+        return gradients
+
+    def slow_down(self, g, v_hat):
+        return 1.0
+
+    def directions(self, gradients):
+        self.t += 1
+        found = []
+        for i, g in enumerate(self.clip(gradients)):
+            self.m[i] = 0.9 * self.m[i] + 0.1 * g
+            self.v[i] = self.beta_2 * self.v[i] + (1 - self.beta_2) * g**2
+            v_hat = self.v[i] / (1 - self.beta_2**self.t)
+            m_hat = self.m[i] / (1 - 0.9**self.t)
+            direction = m_hat / (np.sqrt(v_hat) + self.epsilon)
+            found.append(direction * self.slow_down(g, v_hat))
+        return found
+
+
+def norm_of(gradients):
+    return math.sqrt(sum(float(np.sum(g**2)) for g in gradients))
+
+
+class ClipNorm(Adam):
+    def clip(self, gradients):
+        return [g / max(1.0, norm_of([g])) for g in gradients]
+
+
+class AdaGC(Adam):
+    def clip(self, gradients):
+        if self.t == 1:
+            self.norms = [math.inf] * len(SHAPES)
+        if self.t <= 100:
+            factor = 1.0 / (norm_of(gradients) + 1e-6)
+            if factor < 1.0:
+                gradients = [factor * g for g in gradients]
+            self.norms = [
+                min(past, norm_of([g]))
+                for past, g in zip(self.norms, gradients, strict=True)
+            ]
+            return gradients
+        clipped = []
+        for i, g in enumerate(gradients):
+            size, limit = norm_of([g]), 1.04 * self.norms[i]
+            if size > limit:
+                g = g * limit / (size + 1e-6)
+                size = limit
+            self.norms[i] = 0.99 * self.norms[i] + 0.01 * size
+            clipped.append(g)
+        return clipped
+
+
+class ZClip(Adam):
+    def clip(self, gradients):
+        size = norm_of(gradients)
+        if self.t == 1:
+            self.buffer = []
+        if self.t <= 25:
+            self.buffer.append(size)
+            self.mean = np.mean(self.buffer)
+            self.variance = np.var(self.buffer)
+            factor = min(1.0, 1.0 / (size + 1e-6))
+            return [factor * g for g in gradients]
+        deviation = self.variance**0.5
+        z = (size - self.mean) / (deviation + 1e-6)
+        limit = size
+        if z > 2.5:
+            limit = self.mean + 2.5 * deviation / (z / 2.5)
+        effective = min(limit, 1.0)
+        if size > effective:
+            factor = effective / (size + 1e-6)
+            gradients = [factor * g for g in gradients]
+        self.mean = 0.97 * self.mean + 0.03 * limit
+        self.variance = 0.97 * self.variance + 0.03 * (limit - self.mean) ** 2
+        return gradients
+
+
+class AutoClip(Adam):
+    def clip(self, gradients):
+        if self.t == 1:
+            self.history = []
+        self.history.append(norm_of(gradients))
+        limit = np.percentile(self.history[-1000:], 10)
+        factor = min(1.0, limit / (norm_of(gradients) + 1e-6))
+        return [factor * g for g in gradients]
+
+
+class StableAdamW(Adam):
+    beta_2, epsilon = 0.99, 1e-8
+
+    def slow_down(self, g, v_hat):
+        rms = math.sqrt(np.mean(g**2 / np.maximum(v_hat, 1e-16)))
+        return 1.0 / max(1.0, rms)
+
+
+class AdamWClip(Adam):
+    epsilon = 1e-8
+
+    def clip(self, gradients):
+        if self.t <= 10:
+            return gradients
+        clipped = []
+        for g, v in zip(gradients, self.v, strict=True):
+            limit = 3 * np.maximum(np.sqrt(v / (1 - 0.999**self.t)), 0.01)
+            clipped.append(np.clip(g, -limit, limit))
+        return clipped
+
+
+class PerTensor(Adam):
+    def clip(self, gradients):
+        clipped = []
+        for g, v in zip(gradients, self.v, strict=True):
+            limit = 3 * math.sqrt(np.sum(v) / (1 - 0.999**self.t)) + 0.01
+            clipped.append(g * min(1.0, limit / norm_of([g])))
+        return clipped
+
+
+class Spam(Adam):
+    epsilon = 1e-6
+
+    def directions(self, gradients):
+        total = self.t  # Steps before this one.
+        self.t += 1
+        if (total + 1) % 500 == 0:
+            self.m = [np.zeros(s) for s in SHAPES]
+            self.v = [np.zeros(s) for s in SHAPES]
+            self.since = 0
+        else:
+            self.since = getattr(self, "since", 150) + 1
+        scale = 1.0
+        if self.since < 150:
+            angle = math.pi * self.since / 151
+            scale = 1 - 0.99 * (1 + math.cos(angle)) / 2
+        found = []
+        for i, g in enumerate(gradients):
+            if total + 1 >= 20 and (total + 1) % 500 >= 20:
+                mask = g**2 > 5000 * self.v[i]
+                g = np.where(mask, np.sign(g) * np.sqrt(5000 * self.v[i]), g)
+            self.m[i] = 0.9 * self.m[i] + 0.1 * g
+            self.v[i] = 0.999 * self.v[i] + 0.001 * g**2
+            size = math.sqrt(1 - 0.999**self.t) / (1 - 0.9**self.t)
+            found.append(scale * size * self.m[i] / (np.sqrt(self.v[i]) + 1e-6))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("Adam", Adam),
+        ("Adam, clipnorm 1", ClipNorm),
+        ("AdaGC", AdaGC),
+        ("ZClip", ZClip),
+        ("AutoClip", AutoClip),
+        ("StableAdamW", StableAdamW),
+        ("AdamWClip", AdamWClip),
+        ("per-tensor (RSE, RRU)", PerTensor),
+        ("SPAM", Spam),
+    ],
+)
+def test_peers_follow_their_published_code(name, reference):
+    gradients = some_gradients(1100 if name == "AutoClip" else 700)
+    found, _ = run(methods.METHODS[name], gradients)
+    weights = [w.astype("float64") for w in some_weights()]
+    rule = reference()
+    for g in gradients:
+        directions = rule.directions([x.astype("float64") for x in g])
+        weights = [
+            w - LEARNING_RATE * d
+            for w, d in zip(weights, directions, strict=True)
+        ]
+    assert_near(found, weights, 2e-4)
+
+
+def test_what_optax_has_is_kerass():
+    gradients = some_gradients(50)
+    for name, optimizer in (
+        ("Adam", keras.optimizers.Adam(LEARNING_RATE)),
+        ("Adamax", keras.optimizers.Adamax(LEARNING_RATE)),
+        ("RMSprop", keras.optimizers.RMSprop(LEARNING_RATE)),
+        (
+            "Adam, global_clipnorm 1",
+            keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=1.0),
+        ),
+        (
+            "RMSprop, clipnorm 1",
+            keras.optimizers.RMSprop(LEARNING_RATE, clipnorm=1.0),
+        ),
+    ):
+        variables = [keras.Variable(w) for w in some_weights()]
+        optimizer.build(variables)
+        for g in gradients:
+            optimizer.apply([jnp.asarray(x) for x in g], variables)
+        found, _ = run(methods.METHODS[name], gradients)
+        expected = [keras.ops.convert_to_numpy(v) for v in variables]
+        assert_near(found, expected, 1e-4)
