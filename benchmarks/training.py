@@ -19,8 +19,14 @@ from pathlib import Path
 os.environ["KERAS_BACKEND"] = "jax"
 
 from _machine import describe_machine  # noqa: E402
-from _training import report  # noqa: E402
-from _training.methods import METHODS, QUICK_METHODS  # noqa: E402
+from _report import write_json  # noqa: E402
+from _training import cost, figures, report  # noqa: E402
+from _training.methods import (  # noqa: E402
+    GATE,
+    METHODS,
+    QUICK_METHODS,
+    QUICK_METHODS_ELSEWHERE,
+)
 from _training.problems import PROBLEMS, QUICK_PROBLEM  # noqa: E402
 from _training.protocol import QUICK, Plan, make_runs  # noqa: E402
 from _training.store import Store  # noqa: E402
@@ -107,19 +113,43 @@ def train(
             )
 
 
+def methods_for(problem: str, options: argparse.Namespace) -> list[str]:
+    """Which methods to run on a problem."""
+    if not options.quick:
+        return options.methods
+    quick = QUICK_METHODS
+    if problem != QUICK_PROBLEM:
+        quick = QUICK_METHODS_ELSEWHERE
+    return [method for method in options.methods if method in quick]
+
+
+def measure_cost(options: argparse.Namespace) -> None:
+    """Times the steps of all methods."""
+    path = path_of(options.output, "cost")
+    if path.exists():
+        return
+    methods = METHODS
+    if options.quick:
+        methods = {name: METHODS[name] for name in (cost.BASELINE, GATE)}
+    found = cost.measure(methods, 2 if options.quick else 15)
+    header = {"machine": describe_machine(), "quick": options.quick}
+    write_json({"header": header, "methods": found}, path)
+
+
 def main() -> None:
     """Trains, and reports."""
     options = parse()
     print(describe_machine())
-    for name in options.problems:
-        if options.report:
-            continue
-        methods = options.methods
-        if options.quick and name != QUICK_PROBLEM:
-            methods = [m for m in methods if m in QUICK_METHODS]
-        train(PROBLEMS[name](), methods, options)
+    if not options.report:
+        for name in options.problems:
+            train(PROBLEMS[name](), methods_for(name, options), options)
+        measure_cost(options)
     files = [path_of(options.output, name) for name in options.problems]
-    report.write([file for file in files if file.exists()], options.output)
+    problems = [report.load(file) for file in files if file.exists()]
+    path = options.output / "training.md"
+    path.write_text(report.write(problems, GATE), "utf-8")
+    print(f"Wrote {path}")
+    figures.draw(problems, options.output)
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ CASES = {
 
 
 def _load() -> dict[str, tuple[Any, Any]]:
-    """Images and labels: 1,300 to train, 250 to choose, 247 to report."""
+    """Images and labels: 897 to train, 300 to choose, 600 to report."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
-    parts = np.split(order, [1300, 1550])
+    parts = np.split(order, [897, 1197])
     return {
         name: (
             jnp.asarray(images[part] / 16.0, "float32"),

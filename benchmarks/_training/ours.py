@@ -65,41 +65,40 @@ class SpikeGate:
 class ClipRateLoop:
     """A closed loop that steers `clip_multiplier` to a rate of clipping.
 
-        multiplier - 1 <- (multiplier - 1) * exp(eta * (rate - target))
+        speed = 0.1 * min(rate / target - 1, 4)
+        multiplier - 1 <- (multiplier - 1) * exp(speed)
 
-    within bounds, held until a step's rate is at or below one half for the
-    first time: in the warm-up nearly every element is clipped.
+    between 1e-4 and 1e3, and never upwards in the first 100 updates: then
+    nearly every element is clipped, because the bound grows from 0.
 
     Andrew et al. 2019 (arXiv 1905.03871), section 2: `C <- C * exp(-eta *
-    (unclipped - wanted))`. Differs: it moves `multiplier - 1`, and counts
-    elements where they count users.
+    (unclipped - wanted))`. Differs: it moves `multiplier - 1`, its speed is
+    relative to the target, and a single step is limited.
 
     Args:
         target: The wanted rate, in (0, 1).
-        eta: How fast; Andrew et al. take 0.2.
     """
 
-    WARM_UP_RATE = 0.5
-    LOWEST, HIGHEST = 1e-4, 1e3
+    SPEED = 0.1
+    MOST_ABOVE_TARGET = 4.0
+    WARM_UP_STEPS = 100
+    SMALLEST, LARGEST = 1e-4, 1e3
 
-    def __init__(self, target: float, eta: float = 0.2):
+    def __init__(self, target: float):
         self.target = target
-        self.eta = eta
 
-    def init(self) -> dict[str, Array]:
-        return {
-            "excess": jnp.float32(CLIP_MULTIPLIER - 1.0),
-            "is_warm": jnp.bool_(False),
-        }
+    def init(self) -> Array:
+        """`clip_multiplier - 1`."""
+        return jnp.float32(CLIP_MULTIPLIER - 1.0)
 
-    def advance(self, state: dict[str, Array], rate: Array) -> dict[str, Array]:
-        is_warm = state["is_warm"] | (rate <= self.WARM_UP_RATE)
-        moved = state["excess"] * jnp.exp(self.eta * (rate - self.target))
-        moved = jnp.clip(moved, self.LOWEST, self.HIGHEST)
-        return {
-            "excess": jnp.where(is_warm, moved, state["excess"]),
-            "is_warm": is_warm,
-        }
+    def advance(self, excess: Array, rate: Array, updates: Array) -> Array:
+        """`clip_multiplier - 1` after this many updates and one more."""
+        is_warm = updates >= self.WARM_UP_STEPS
+        most = jnp.where(is_warm, self.MOST_ABOVE_TARGET, 0.0)
+        error = jnp.minimum(rate / self.target - 1.0, most)
+        return jnp.clip(
+            excess * jnp.exp(self.SPEED * error), self.SMALLEST, self.LARGEST
+        )
 
 
 def adamax_clipped(
@@ -129,9 +128,7 @@ def adamax_clipped(
 
     def step(gradients, state, weights, learning_rate):
         multiplier = (
-            1.0 + state["loop"]["excess"]
-            if loop
-            else jnp.float32(CLIP_MULTIPLIER)
+            1.0 + state["loop"] if loop else jnp.float32(CLIP_MULTIPLIER)
         )
         rate_of_decay = beta_2(state["step"]) if callable(beta_2) else beta_2
         hyperparameters = update_rule.Hyperparameters(
@@ -164,7 +161,9 @@ def adamax_clipped(
         }
         rate = sum(jnp.sum(x) for x in clipped) / sum(w.size for w in leaves)
         if loop:
-            next_state["loop"] = loop.advance(state["loop"], rate)
+            next_state["loop"] = loop.advance(
+                state["loop"], rate, state["step"]
+            )
         new_weights = jax.tree.unflatten(structure, new_w)
         if not gate:
             return Step(new_weights, next_state, jnp.bool_(False))

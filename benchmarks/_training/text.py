@@ -119,7 +119,7 @@ def recurrent() -> Problem:
 
 def transformer() -> Problem:
     """Two layers of a decoder, normalized before each part."""
-    width, heads, layers, length, batch_size = 32, 2, 2, 32, 16
+    width, heads, layers, length, batch_size = 32, 2, 2, 32, 8
 
     def init(key):
         keys = iter(jax.random.split(key, 3 + 4 * layers))
