@@ -431,6 +431,7 @@ def test_results_of_another_plan_are_refused(tmp_path):
         Store(path, {}, QUICK._replace(seeds=(7,)))
 
 
+@pytest.mark.slow
 def test_quick_runs_everything(tmp_path):
     def run_script():
         done = subprocess.run(

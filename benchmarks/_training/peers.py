@@ -198,7 +198,10 @@ def auto_clip(percentile: float = 10.0, history: int = 1000) -> Transformation:
 
 
 def agc() -> Transformation:
-    """AGC (2102.06171), section 4; optax's, with the paper's 0.01."""
+    """AGC (2102.06171), section 4; optax's, with the paper's 0.01.
+
+    Differs: the paper leaves out the last layer, which needs to be told.
+    """
     return optax.adaptive_grad_clip(0.01, eps=1e-3)
 
 
@@ -287,7 +290,10 @@ def stable_adamw(beta_2: float = 0.99) -> Transformation:
 
 
 def adopt() -> Transformation:
-    """ADOPT (2411.02853), algorithm 2, the clipped one; optax's defaults."""
+    """ADOPT (2411.02853), with clipping; optax's, with its defaults.
+
+    Its first step only initializes `v`, and moves nothing.
+    """
     return optax.contrib.scale_by_adopt()
 
 
