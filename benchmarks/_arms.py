@@ -141,6 +141,7 @@ def arms(backend: str) -> dict[str, Arm]:
         _ours(
             "ours_skip_nonfinite", "ours, skip_nonfinite", skip_nonfinite=True
         ),
+        _ours("ours_spike_gate", "ours, spike gate", spike_threshold=0.2),
     ]
     if backend in ("tensorflow", "jax"):
         every.append(_ours("ours_fused", "ours, fused by XLA", kernel="fused"))

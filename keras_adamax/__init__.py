@@ -15,6 +15,7 @@ from keras_adamax.callbacks import (
 )
 from keras_adamax.schedules import JoinedSchedule, LinearRamp
 from keras_adamax.statistics import ClipStatistics
+from keras_adamax.target_clip_rate import TargetClipRate
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "ClipStatistics",
     "JoinedSchedule",
     "LinearRamp",
+    "TargetClipRate",
     "WeightDeltaLogger",
 ]
 

@@ -16,7 +16,9 @@ from keras_adamax import (
     hyperparameters,
     kernels,
     saved_state,
+    spikes,
     statistics,
+    target_clip_rate,
     update_rule,
 )
 from keras_adamax.hyperparameters import LiveHyperparameters, LiveNumber
@@ -32,6 +34,7 @@ _READ_ONLY = frozenset(
         "exclude_from_clipping",
         "track_clip_rate",
         "skip_nonfinite",
+        "spike_tolerance",
         "clipnorm",
         "clipvalue",
         "global_clipnorm",
@@ -42,6 +45,9 @@ _READ_ONLY = frozenset(
         "name",
     }
 )
+
+
+_MAX_SKIPPED_SPIKES = 5
 
 
 @keras.saving.register_keras_serializable("keras_adamax")
@@ -87,8 +93,9 @@ class AdamaxClipped(RestorableOptimizer):
         clip_gradients: Whether gradients are clipped. `False` leaves Adamax.
             Defaults to `True`.
         clip_multiplier: How much larger than the running maximum of its past
-            a gradient element may be. Number >= 1 or a schedule, whose values
-            are held at 1 from below. Defaults to `1.2`.
+            a gradient element may be. Number >= 1, a schedule, whose values
+            are held at 1 from below, or a `TargetClipRate`, which says how
+            often to clip in its place. Defaults to `1.2`.
         clip_epsilon: Added to the bound, in units of the gradient; lets a
             weight start that had no gradient so far. Number >= 0 or a
             schedule. Defaults to `1e-4`.
@@ -108,6 +115,18 @@ class AdamaxClipped(RestorableOptimizer):
             variables. What the forward pass changed (BatchNormalization's
             averages, seeds, metrics) stays changed. Defaults to `False`:
             NaN spreads, and an Inf is clipped like any oversized element.
+        spike_threshold: `None` or a number in (0, 1): the spike gate. A call
+            of `apply` in which a larger fraction of the gradient elements
+            exceeds its bound is a spike. It is left out like a non-finite one:
+            it adds one to `spike_steps()` and changes nothing else. A step at
+            or below the threshold arms the gate; before the first one, and so
+            in the warm-up, nothing is left out. Ordinary steps have a few per
+            cent, a spoilt batch has nearly all. `0.2` is a good start.
+            Defaults to `None`: no step is left out.
+        max_skipped_spikes: Integer >= 1: how many spikes in a row are left
+            out. The next one is applied and disarms the gate, so that the
+            bound follows a lasting change of the gradients' scale. Without a
+            `spike_threshold` it has no effect. Defaults to `5`.
         weight_decay: `None` or a number >= 0, see Keras. It is dense: it
             moves the rows that a sparse gradient leaves alone, too. Defaults
             to `None`.
@@ -130,13 +149,34 @@ class AdamaxClipped(RestorableOptimizer):
         name: Name of the optimizer. Defaults to `"adamax_clipped"`.
 
     `learning_rate`, `beta_1`, `beta_2`, `epsilon`, `clip_multiplier`,
-    `clip_epsilon` and `weight_decay` can be set on a live optimizer where they
-    are numbers, and take effect in the next step. Everything else is
-    read-only.
+    `clip_epsilon`, `spike_threshold`, `max_skipped_spikes` and `weight_decay`
+    can be set on a live optimizer where they are numbers, and take effect in
+    the next step; `max_skipped_spikes` only where there is a
+    `spike_threshold`. Everything else is read-only.
+
+    The rate that the gate compares with the threshold is the number of
+    elements above their bound over the number that the clipping is given, over
+    all variables of the call. Gradients are judged as the update is given
+    them: unscaled, summed over replicas, after Keras's clipping. A NaN is not
+    above its bound, an Inf is. With gradient accumulation the gate judges
+    each micro-batch by the update that it would lead to: the gradients
+    accumulated so far and its own, divided by the number of micro-batches. It
+    leaves out the micro-batch alone, and only a complete update arms it. Of a
+    variable with more than 131,071 elements it looks at a sample of at least
+    65,536, evenly spread. A step that `skip_nonfinite` leaves out does not
+    reach the gate.
+
+    The gate is part of the state only where there is a `spike_threshold`. A
+    state that was saved without one loads into an optimizer with one, whose
+    gate is then not armed and has left out nothing; the other way about, the
+    gate's part is not read. Keras's wrappers know the number of variables
+    alone: a LossScaleOptimizer then warns and starts with its first scale.
 
     Raises:
         TypeError: If an argument is of a wrong type.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or `clip_multiplier` is a
+            `TargetClipRate` and `clip_gradients` or `track_clip_rate` is
+            `False`.
 
     Example:
         >>> import keras, keras_adamax
@@ -163,6 +203,8 @@ class AdamaxClipped(RestorableOptimizer):
     epsilon = LiveNumber("Added to the infinity norm before the division.")
     clip_multiplier = LiveNumber("Growth of the bound, or its schedule.")
     clip_epsilon = LiveNumber("Added to the bound, or its schedule.")
+    spike_threshold = LiveNumber("Rate above which a step is a spike, or None.")
+    max_skipped_spikes = LiveNumber("How many spikes in a row are left out.")
 
     def __init__(
         self,
@@ -177,6 +219,8 @@ class AdamaxClipped(RestorableOptimizer):
         exclude_from_clipping: Sequence[str] | None = None,
         track_clip_rate: bool = True,
         skip_nonfinite: bool = False,
+        spike_threshold: float | None = None,
+        max_skipped_spikes: int = _MAX_SKIPPED_SPIKES,
         weight_decay: float | None = None,
         clipnorm: float | None = None,
         clipvalue: float | None = None,
@@ -205,12 +249,26 @@ class AdamaxClipped(RestorableOptimizer):
                     "clip_multiplier": clip_multiplier,
                     "clip_epsilon": clip_epsilon,
                     "weight_decay": weight_decay,
+                    "spike_threshold": spike_threshold,
+                    "max_skipped_spikes": max_skipped_spikes,
                 }.items()
             }
         )
         clip_gradients = _validation.check_bool(
             "clip_gradients", clip_gradients
         )
+        if not clip_gradients and (
+            spike_threshold is not None
+            or max_skipped_spikes != _MAX_SKIPPED_SPIKES
+        ):
+            raise ValueError(
+                "`spike_threshold` and `max_skipped_spikes` need the bounds of "
+                "the clipping. Received: "
+                f"spike_threshold={spike_threshold!r}, "
+                f"max_skipped_spikes={max_skipped_spikes!r}, "
+                "clip_gradients=False. Leave them out, or set "
+                "clip_gradients=True."
+            )
         if clip_gradients and (
             np.float32(live.written.get("clip_epsilon", 1.0)) == 0
         ):
@@ -270,6 +328,16 @@ class AdamaxClipped(RestorableOptimizer):
         self.skip_nonfinite = _validation.check_bool(
             "skip_nonfinite", skip_nonfinite
         )
+        if live.target_clip_rate is not None and not (
+            self.clip_gradients and self.track_clip_rate
+        ):
+            raise ValueError(
+                "With a `TargetClipRate` as `clip_multiplier`, "
+                "`clip_gradients` and `track_clip_rate` must be True: it "
+                "follows the count of clipped elements. "
+                f"Received: clip_gradients={clip_gradients}, "
+                f"track_clip_rate={track_clip_rate}."
+            )
         self._add_scalar_variables()
         self._paths: tuple[str, ...] = ()
         self._unmatched_patterns: tuple[str, ...] = ()
@@ -287,7 +355,7 @@ class AdamaxClipped(RestorableOptimizer):
     def _add_scalar_variables(self) -> None:
         dtype = "float64" if keras.config.floatx() == "float64" else "float32"
         packed = self.add_variable(
-            shape=(len(hyperparameters.PACKED),),
+            shape=self._live.packed.shape,
             initializer=keras.initializers.Constant(
                 self._live.packed.astype(dtype)
             ),
@@ -295,7 +363,6 @@ class AdamaxClipped(RestorableOptimizer):
             aggregation="only_first_replica",
             name="hyperparameters",
         )
-        self._live.attach(packed)
         self._hyperparameters = packed
         self._log_beta_1_product = self.add_variable(
             shape=(),
@@ -309,6 +376,26 @@ class AdamaxClipped(RestorableOptimizer):
             aggregation="only_first_replica",
             name="skipped_steps",
         )
+        # Without a gate the state is the one of before there were gates:
+        # Keras's wrappers drop a state that has another number of variables.
+        self._spike_gate = None
+        if "spike_threshold" in self._live.written:
+            self._spike_gate = self.add_variable(
+                shape=(len(spikes.STATE),),
+                dtype="int32",
+                aggregation="only_first_replica",
+                name="spike_gate",
+            )
+        self._clip_excess = None
+        if self._live.target_clip_rate is not None:
+            self._clip_excess = self.add_variable(
+                shape=(),
+                initializer=keras.initializers.Constant(target_clip_rate.START),
+                dtype=dtype,
+                aggregation="only_first_replica",
+                name="clip_multiplier_minus_1",
+            )
+        self._live.attach(packed, self._clip_excess)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the state for a list of variables.
@@ -423,22 +510,190 @@ class AdamaxClipped(RestorableOptimizer):
                 self._prepare(gradient, variable)
                 for gradient, variable in zip(grads, targets, strict=False)
             ]
-            if not self.skip_nonfinite or all(g is None for g in grads):
+            has_gate = self._spike_gate is not None and self.built
+            if not (self.skip_nonfinite or has_gate) or all(
+                g is None for g in grads
+            ):
                 super().apply(grads, trainable_variables)
                 return
-            scale = self.loss_scale_factor
-            present = [g for g in grads if g is not None]
+            is_applied, decided = self._decide(grads, targets)
             self._kernel.apply_if(
-                self._kernel.is_finite(
-                    present if scale is None else [g / scale for g in present],
-                    self._kernel_choice,
-                ),
+                is_applied,
                 self,
                 super().apply,
                 grads,
                 trainable_variables,
-                self._skipped_steps,
+                decided,
             )
+
+    def _decide(
+        self, grads: Sequence[Any], variables: Sequence[Any]
+    ) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
+        """Whether a step is applied, and what is then known of all steps.
+
+        Returns:
+            A boolean scalar, and pairs of a variable and its next value.
+        """
+        is_applied = None
+        decided: list[tuple[Any, Tensor]] = []
+        if self.skip_nonfinite:
+            is_applied = self._is_finite(grads)
+            skipped = ops.convert_to_tensor(self._skipped_steps)
+            is_skipped = 1 - ops.cast(is_applied, self._skipped_steps.dtype)
+            decided.append((self._skipped_steps, skipped + is_skipped))
+        if self._spike_gate is not None:
+            self._check_variables_are_known(variables)
+            is_applied, gate = self._pass_gate(grads, variables, is_applied)
+            decided.append((self._spike_gate, gate))
+        return is_applied, decided
+
+    def _is_finite(self, grads: Sequence[Any]) -> Tensor:
+        scale = self.loss_scale_factor
+        present = [g for g in grads if g is not None]
+        return self._kernel.is_finite(
+            present if scale is None else [g / scale for g in present],
+            self._kernel_choice,
+        )
+
+    def _pass_gate(
+        self,
+        grads: Sequence[Any],
+        variables: Sequence[Any],
+        is_finite: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Whether the step is applied, and the state of the gate after it."""
+        steps = self.gradient_accumulation_steps
+        state = ops.convert_to_tensor(self._spike_gate)
+        dtype = self._hyperparameters.dtype
+        is_left_out, gate = spikes.decide(
+            state,
+            self._spike_rate(grads, variables),
+            ops.cast(
+                self._live.tensor("spike_threshold", self.iterations, dtype),
+                "float32",
+            ),
+            self._live.tensor("max_skipped_spikes", self.iterations, dtype),
+            None if steps is None else (self._iterations + 1) % steps == 0,
+        )
+        is_applied = ops.logical_not(is_left_out)
+        if is_finite is None:
+            return is_applied, gate
+        return (
+            ops.logical_and(is_finite, is_applied),
+            ops.where(is_finite, gate, state),
+        )
+
+    def _spike_rate(
+        self, grads: Sequence[Any], variables: Sequence[Any]
+    ) -> Tensor:
+        """Of the gradients as the clipping is going to be given them."""
+        pairs = [
+            (g, self._get_variable_index(v))
+            for g, v in zip(grads, variables, strict=True)
+            if g is not None and not self._overwrite_variable_with_gradient(v)
+        ]
+        indices = [index for _, index in pairs]
+        strides = [
+            spikes.stride_of(self._norms[i].shape)
+            if self._kernel.can_sample(self._norms[i])
+            else 1
+            for i in indices
+        ]
+
+        def sample(x: Any, stride: int) -> Any:
+            return (
+                x
+                if self._kernel.is_sparse(x)
+                else spikes.sample_of(ops.convert_to_tensor(x), stride)
+            )
+
+        given = [g for g, _ in pairs]
+        # A norm is one of all elements.
+        samples_last = not (self.clipnorm is self.global_clipnorm is None)
+        if not samples_last:
+            given = list(map(sample, given, strides))
+        if self.loss_scale_factor is not None:
+            given = [g / self.loss_scale_factor for g in given]
+        if self.gradient_accumulation_steps:
+            accumulated = [self._accumulated_gradients[i] for i in indices]
+            if not samples_last:
+                accumulated = map(sample, accumulated, strides)
+            given = [
+                (g + a) / self.gradient_accumulation_steps
+                for g, a in zip(given, accumulated, strict=True)
+            ]
+        given = self._clip_gradients(given)
+        if samples_last:
+            given = list(map(sample, given, strides))
+        given = self._kernel.sum_over_replicas(given)
+        return self._rate_of(given, indices, strides)
+
+    def _rate_of(
+        self,
+        samples: Sequence[Any],
+        indices: Sequence[int],
+        strides: Sequence[int],
+    ) -> Tensor:
+        excluded = None
+        if self.exclude_from_clipping:
+            excluded = ops.convert_to_tensor(self._exclusions) > 0.0
+        counts = []
+        kinds: dict[str, list[int]] = {}
+        for position, (g, i) in enumerate(zip(samples, indices, strict=True)):
+            if self._kernel.is_sparse(g):
+                counts.append(self._count_rows(g, i, excluded))
+                continue
+            dtype = keras.backend.standardize_dtype(self._norms[i].dtype)
+            kinds.setdefault(dtype, []).append(position)
+        for dtype, positions in kinds.items():
+            chosen = [indices[k] for k in positions]
+            steps = [strides[k] for k in positions]
+            found = self._kernel.count_above(
+                [samples[k] for k in positions],
+                [self._norms[i] for i in chosen],
+                steps,
+                *self._bound_scalars(dtype),
+                self._kernel_choice,
+            )
+            counts.append(
+                spikes.counts_of(
+                    found,
+                    [self._norms[i].shape for i in chosen],
+                    steps,
+                    self._kernel.constant,
+                    None
+                    if excluded is None
+                    else ops.take(
+                        excluded,
+                        self._kernel.constant(tuple(chosen), "int32", excluded),
+                    ),
+                )
+            )
+        return spikes.rate_of(counts)
+
+    def _bound_scalars(self, dtype: str) -> tuple[Tensor, Tensor]:
+        return (
+            self._live.tensor("clip_multiplier", self.iterations, dtype),
+            self._live.tensor("clip_epsilon", self.iterations, dtype),
+        )
+
+    def _count_rows(
+        self, gradient: Any, index: int, excluded: Tensor | None
+    ) -> spikes.Counts:
+        norm = self._norms[index]
+        dtype = keras.backend.standardize_dtype(norm.dtype)
+        rows, values, is_counted = self._kernel.summed_rows(gradient)
+        above = spikes.are_above(
+            values,
+            self._kernel.take_rows(norm, rows),
+            *self._bound_scalars(dtype),
+        )
+        return spikes.counts_of_rows(
+            above,
+            tuple(norm.shape[1:]),
+            is_counted,
+            None if excluded is None else excluded[index],
+        )
 
     def _prepare(self, gradient: Any, variable: Any) -> Any:
         """Makes a sparse gradient one that Keras handles rightly."""
@@ -529,12 +784,18 @@ class AdamaxClipped(RestorableOptimizer):
         trainable_variables: Sequence[Any],
         learning_rate: Tensor,
     ) -> None:
+        counts_before = None
+        if self._clip_excess is not None:
+            # A copy: torch's kernels write to the memory of the variable.
+            counts_before = ops.copy(ops.convert_to_tensor(self._clip_counts))
         if self._kernel_choice == "reference" or self._kernel.is_replicated():
             super()._backend_update_step(
                 grads, trainable_variables, learning_rate
             )
         else:
             self._update_together(grads, trainable_variables, learning_rate)
+        if counts_before is not None:
+            self._follow_target_clip_rate(counts_before)
         product = self._log_beta_1_product
         if "beta_1" in self._live.schedules:
             product.assign(self._next_log_beta_1_product(product.dtype))
@@ -547,6 +808,22 @@ class AdamaxClipped(RestorableOptimizer):
                     self._next_log_beta_1_product(product.dtype),
                 )
             )
+
+    def _follow_target_clip_rate(self, counts_before: Tensor) -> None:
+        """Sets the multiplier of the next step by what this one clipped."""
+        target, excess = self._live.target_clip_rate, self._clip_excess
+        assert target is not None and excess is not None
+        clipped, counted = (
+            ops.cast(total, excess.dtype)
+            for total in statistics.step_totals(
+                counts_before, ops.convert_to_tensor(self._clip_counts)
+            )
+        )
+        excess.assign(
+            target.next_excess(
+                ops.convert_to_tensor(excess), clipped, counted, self.iterations
+            )
+        )
 
     def _next_log_beta_1_product(self, dtype: str) -> Tensor:
         beta_1 = self._live.tensor("beta_1", self.iterations, dtype)
@@ -805,7 +1082,49 @@ class AdamaxClipped(RestorableOptimizer):
         """How many calls of `apply` were skipped (`skip_nonfinite`)."""
         return int(self._kernel.to_numpy(self._skipped_steps))
 
+    def spike_steps(self) -> int:
+        """How many calls of `apply` were left out (`spike_threshold`)."""
+        if self._spike_gate is None:
+            return 0
+        gate = self._kernel.to_numpy(self._spike_gate)
+        return int(gate[spikes.STATE.index("spike_steps")])
+
+    @property
+    def spike_tolerance(self) -> float:
+        """The share of spiky steps that the rule absorbs without the gate.
+
+        A spike lets the bound of a weight grow by `clip_multiplier`, any other
+        step lets it fall by `beta_2`. Below this share `p` the bound stays at
+        the size of ordinary gradients; above it the bound grows without end:
+
+            p * ln(clip_multiplier) = (1 - p) * -ln(beta_2)
+
+        It is 0.0055 with the defaults, 0.052 with `beta_2=0.99`. A schedule
+        has the value of the next update. Without clipping it is 0.
+        """
+        if not self.clip_gradients:
+            return 0.0
+        return spikes.tolerance(
+            max(self._present_value("clip_multiplier"), 1.0),
+            self._present_value("beta_2"),
+        )
+
     # Hyperparameters
+
+    def current_clip_multiplier(self) -> float:
+        """The multiplier of the next step.
+
+        Returns:
+            The number, the value of the schedule, or what a `TargetClipRate`
+            has come to.
+        """
+        return self._present_value("clip_multiplier")
+
+    def _present_value(self, name: str) -> float:
+        # Fails where `fit` holds the state.
+        self._kernel.to_numpy(self._hyperparameters)
+        value = self._live.tensor(name, self.iterations, "float32")
+        return float(ops.convert_to_numpy(value))
 
     def _get_live(self, name: str) -> Any:
         return self._live.get(

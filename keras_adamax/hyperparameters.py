@@ -14,6 +14,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_adamax import _validation
+from keras_adamax.target_clip_rate import TargetClipRate
 from keras_adamax.update_rule import LARGEST_DECAY_RATE
 
 Tensor = Any
@@ -26,6 +27,8 @@ RANGES: Mapping[str, Mapping[str, Any]] = {
     "clip_multiplier": {"minimum": 1},
     "clip_epsilon": {"minimum": 0},
     "weight_decay": {"minimum": 0},
+    "spike_threshold": {"exclusive_minimum": 0, "exclusive_maximum": 1},
+    "max_skipped_spikes": {"minimum": 1},
 }
 # In the order of the packed variable: saved states depend on it.
 PACKED = (
@@ -35,7 +38,12 @@ PACKED = (
     "clip_multiplier",
     "clip_epsilon",
     "weight_decay",
+    "spike_threshold",
+    "max_skipped_spikes",
 )
+# Without a spike gate the state is as it was before there was one: Keras's
+# wrappers load it by position.
+PACKED_WITHOUT_GATE = PACKED[: PACKED.index("spike_threshold")]
 SCHEDULABLE = ("beta_1", "beta_2", "clip_multiplier", "clip_epsilon")
 
 
@@ -46,6 +54,13 @@ def check(name: str, value: Any) -> Any:
         TypeError: If it is of a wrong type.
         ValueError: If it is out of range; a schedule, if its first value is.
     """
+    if isinstance(value, TargetClipRate):
+        if name == "clip_multiplier":
+            return value
+        raise TypeError(
+            f"`{name}` must not be a `TargetClipRate`, which is for "
+            f"`clip_multiplier` alone. Received: {name}={value!r}."
+        )
     if name == "learning_rate":
         if isinstance(value, LearningRateSchedule) or (
             callable(value) and not isinstance(value, keras.Variable)
@@ -57,8 +72,10 @@ def check(name: str, value: Any) -> Any:
             alternatives=", a LearningRateSchedule or a callable",
             **RANGES[name],
         )
-    if name == "weight_decay":
+    if name in ("weight_decay", "spike_threshold"):
         return _validation.check_optional_number(name, value, **RANGES[name])
+    if name == "max_skipped_spikes":
+        return _validation.check_integer(name, value, **RANGES[name])
     if name not in SCHEDULABLE:
         hint = (
             f"`{name}` cannot be a schedule."
@@ -105,11 +122,17 @@ def written_or_shortest(written: int | float, value: Any) -> int | float:
 class LiveHyperparameters:
     """The hyperparameters that a step reads: numbers or schedules.
 
+    Those of the spike gate, where `spike_threshold` is `None`, no step reads.
+
     Args:
         values: Name to checked value, for every name in `PACKED`.
     """
 
     def __init__(self, values: Mapping[str, Any]):
+        self._names = (
+            PACKED_WITHOUT_GATE if values["spike_threshold"] is None else PACKED
+        )
+        self._unread = {n: values[n] for n in PACKED if n not in self._names}
         self.schedules = {
             name: value
             for name, value in values.items()
@@ -118,26 +141,43 @@ class LiveHyperparameters:
         self.written = {
             name: value
             for name, value in values.items()
-            if value is not None and name not in self.schedules
+            if value is not None
+            and name not in self.schedules
+            and name not in self._unread
         }
         self.constructed = dict(self.written)
         self._variable: keras.Variable | None = None
+        self._excess: keras.Variable | None = None
+
+    @property
+    def target_clip_rate(self) -> TargetClipRate | None:
+        """What the clip multiplier follows, if that is a clip rate."""
+        schedule = self.schedules.get("clip_multiplier")
+        return schedule if isinstance(schedule, TargetClipRate) else None
 
     @property
     def packed(self) -> np.ndarray:
         """The written numbers in `PACKED`'s order; 0 where there is none."""
-        return np.asarray([self.written.get(name, 0.0) for name in PACKED])
+        return np.asarray([self.written.get(n, 0.0) for n in self._names])
 
-    def attach(self, variable: keras.Variable) -> None:
-        """Keeps the numbers in `variable` from now on."""
+    def attach(
+        self, variable: keras.Variable, excess: keras.Variable | None
+    ) -> None:
+        """Keeps the numbers in variables from now on.
+
+        Args:
+            variable: The numbers in `PACKED`'s order.
+            excess: `clip_multiplier - 1`, with a `TargetClipRate`.
+        """
         self._variable = variable
+        self._excess = excess
 
     def get(self, name: str, values: np.ndarray) -> Any:
         """What the user wrote, or the present number, given the variable."""
         if name in self.schedules:
             return self.schedules[name]
         if name not in self.written:
-            return None
+            return self._unread.get(name)
         return written_or_shortest(
             self.written[name], values[PACKED.index(name)]
         )
@@ -161,16 +201,32 @@ class LiveHyperparameters:
                 "and cannot be set. Make the optimizer with a number to set "
                 f"it later. Received: {name}={value!r}."
             )
+        if name in self._unread:
+            raise AttributeError(
+                f"`{name}` cannot be set: `spike_threshold` was None when the "
+                "optimizer was made, so that it has no spike gate. Make the "
+                "optimizer with a number, such as spike_threshold=0.2, to set "
+                f"it later. Received: {name}={value!r}."
+            )
         if name not in self.written:
             raise AttributeError(
                 f"`{name}` was None when the optimizer was made, and cannot be "
                 f"set. Make the optimizer with {name}=0.0 to set it later. "
                 f"Received: {name}={value!r}."
             )
-        self.assign(
-            {name: _validation.check_number(name, value, **RANGES[name])},
-            values,
+        if name == "spike_threshold" and value is None:
+            raise AttributeError(
+                "`spike_threshold` was a number when the optimizer was made, "
+                "and cannot be turned off: compiled steps would not see it. "
+                "Received: spike_threshold=None. Make the optimizer with "
+                "spike_threshold=None."
+            )
+        check_value = (
+            _validation.check_integer
+            if name == "max_skipped_spikes"
+            else _validation.check_number
         )
+        self.assign({name: check_value(name, value, **RANGES[name])}, values)
 
     def assign(self, numbers: Mapping[str, Any], values: np.ndarray) -> None:
         """Changes some numbers in the variable.
@@ -200,6 +256,8 @@ class LiveHyperparameters:
         if name not in self.schedules:
             packed = ops.convert_to_tensor(self._variable)
             return ops.cast(packed[PACKED.index(name)], dtype)
+        if name == "clip_multiplier" and self._excess is not None:
+            return 1.0 + ops.cast(self._excess, dtype)
         value = ops.cast(
             ops.convert_to_tensor(self.schedules[name](step)), dtype
         )

@@ -11,7 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_adamax import exclusions, hyperparameters, saved_state
+from keras_adamax import (
+    exclusions,
+    hyperparameters,
+    saved_state,
+    spikes,
+    target_clip_rate,
+)
 from keras_adamax.statistics import ClipStatistics
 
 # Attributes beside the variables that hold what a state gave to an optimizer
@@ -24,6 +30,8 @@ _RESTORED = (
     "_exclude_from_weight_decay",
     "_exclude_from_weight_decay_pattern",
 )
+# The role of what only an optimizer with a `TargetClipRate` has.
+_CLIP_EXCESS = "clip_multiplier_minus_1"
 # Numbers that float32 holds exactly.
 _ORIGIN_NUMBERS = 2**23
 # Of more resets the oldest are forgotten.
@@ -38,13 +46,18 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
     """
 
     def _scalars(self) -> dict[str, Any]:
-        return {
+        scalars = {
             "iterations": self._iterations,
             "learning_rate": self._learning_rate_variable,
             "hyperparameters": self._hyperparameters,
             "log_beta_1_product": self._log_beta_1_product,
             "skipped_steps": self._skipped_steps,
         }
+        if self._spike_gate is not None:
+            scalars["spike_gate"] = self._spike_gate
+        if self._clip_excess is not None:
+            scalars[_CLIP_EXCESS] = self._clip_excess
+        return scalars
 
     def _scalar_values(self) -> dict[str, np.ndarray]:
         return {
@@ -341,12 +354,22 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 f"its manifest holds what it cannot ({error!r})"
             ) from error
         arrays = {}
-        for role in ("iterations", "skipped_steps", "log_beta_1_product"):
+        roles = ["iterations", "skipped_steps", "log_beta_1_product"]
+        if _CLIP_EXCESS in saved.arrays:
+            roles.append(_CLIP_EXCESS)
+        for role in roles:
             arrays[role] = saved.scalar(role)
             if arrays[role].shape != () or not _is_numeric(arrays[role]):
                 raise saved_state.damaged(
                     f"{role} is no number, and of shape {arrays[role].shape}"
                 )
+        # One that was saved without a gate says nothing of it.
+        gate = saved.arrays.get("spike_gate", np.zeros(len(spikes.STATE)))
+        if gate.shape != (len(spikes.STATE),) or not _is_numeric(gate):
+            raise saved_state.damaged(
+                f"spike_gate does not hold {', '.join(spikes.STATE)}"
+            )
+        arrays["spike_gate"] = gate
         return _Scalars(arrays, learning_rate, numbers, pattern, origin)
 
     def _plan(
@@ -528,8 +551,9 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
                 if variable is not None
             ]
         assignments.append((self._iterations, roles["iterations"]))
-        for role in ("log_beta_1_product", "skipped_steps"):
-            assignments.append((self._scalars()[role], np.zeros(())))
+        for role, variable in self._scalars().items():
+            if role in ("log_beta_1_product", "skipped_steps", "spike_gate"):
+                assignments.append((variable, np.zeros(variable.shape)))
         return _Plan(assignments, learning_rate=roles.get("learning_rate"))
 
     def _fresh(self) -> list[tuple[Any, np.ndarray]]:
@@ -546,10 +570,16 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         self._learning_rate_is_set = False
         self._lacks_state = False
         self._waiting_origin = scalars.origin
+        if self._clip_excess is not None:
+            self._clip_excess.assign(
+                scalars.arrays.get(_CLIP_EXCESS, target_clip_rate.START)
+            )
         if not scalars.arrays:
             return
         for role in ("iterations", "skipped_steps"):
             self._scalars()[role].assign(scalars.arrays[role])
+        if self._spike_gate is not None:
+            self._spike_gate.assign(scalars.arrays["spike_gate"])
         # As in Keras, the learning rate is state, and the rest is
         # configuration: of it, a change since construction is state.
         if scalars.learning_rate is not None:

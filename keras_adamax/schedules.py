@@ -10,6 +10,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_adamax._validation import check_integer, check_number, is_number
+from keras_adamax.target_clip_rate import TargetClipRate
 
 Tensor = Any
 
@@ -41,7 +42,7 @@ class JoinedSchedule(LearningRateSchedule):
 
     Raises:
         TypeError: If an item of `schedules` is neither a schedule nor a
-            number, or one of `boundaries` no integer.
+            number, or a `TargetClipRate`, or one of `boundaries` no integer.
         ValueError: If `schedules` is empty, a number is not finite,
             `boundaries` do not increase, or the lengths do not match.
 
@@ -248,6 +249,13 @@ def _check_step(name: str, value: Any, *, minimum: int) -> int:
 
 
 def _check_part(name: str, part: Any) -> LearningRateSchedule | int | float:
+    if isinstance(part, TargetClipRate):
+        raise TypeError(
+            f"`{name}` must not be a `TargetClipRate`: its value depends on "
+            "what was clipped, and not on the step. "
+            f"Received: {name}={part!r}. Give it to `AdamaxClipped` as "
+            "`clip_multiplier` itself."
+        )
     if isinstance(part, LearningRateSchedule):
         return part
     if is_number(part):

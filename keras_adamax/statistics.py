@@ -129,6 +129,28 @@ def add_to_rows(rows: Tensor, clipped: Tensor, counted: Tensor) -> Tensor:
     return ops.reshape(limbs, (-1, ROW_LENGTH))
 
 
+def step_totals(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """What one step clipped and counted, over all variables.
+
+    Args:
+        before: Rows of limbs before the step, shape `(n, ROW_LENGTH)`.
+        after: Rows after it.
+
+    Returns:
+        Two float32 scalars: exact where they are below 2**24, rounded where
+        they are not.
+    """
+    lowest, middle, highest = (
+        ops.reshape(after - before, (-1, 2, LIMBS))[:, :, i]
+        for i in range(LIMBS)
+    )
+    base = float(LIMB_BASE)
+    clipped, counted = ops.unstack(
+        ops.sum(lowest + base * (middle + base * highest), axis=0), 2
+    )
+    return clipped, counted
+
+
 def digits(counts: Tensor) -> Tensor:
     """Integers below 2**43 in two float32 digits, lowest first.
 

@@ -82,6 +82,11 @@ EVERYTHING = {
     "bias_correction": True,
 }
 SKIP = {"skip_nonfinite": True}
+GATE = {
+    "spike_threshold": 0.2,
+    "max_skipped_spikes": 2,
+    "clip_epsilon": 4.0,
+}
 TF, JAX = ("tensorflow",), ("jax",)
 
 SCENARIOS = {
@@ -92,6 +97,9 @@ SCENARIOS = {
     ),
     "sparse loop": Scenario(way="sparse loop", backends=TF),
     "sparse fit": Scenario(way="sparse fit"),
+    "gated loop": Scenario(GATE),
+    "gated fit": Scenario(GATE, way="fit"),
+    "gated sparse fit": Scenario(GATE, way="sparse fit"),
     "everything": Scenario(EVERYTHING, not_decayed=(1,)),
     "everything in fit": Scenario(EVERYTHING, way="fit"),
     "everything in sparse fit": Scenario(EVERYTHING, way="sparse fit"),
@@ -148,6 +156,8 @@ SCENARIOS = {
     "NaN spreads": Scenario(bad={2: (-1, NAN, 0)}),
     "Inf is clipped": Scenario(bad={2: (0, INF, 0)}),
     # Live changes.
+    "target clip rate": Scenario({"target_clip_rate": 0.75}),
+    "target clip rate in fit": Scenario({"target_clip_rate": 0.75}, way="fit"),
     "changes": Scenario({"weight_decay": 0.0}, changes=CHANGES),
     "changes in fit": Scenario(
         {"weight_decay": 0.0}, way="fit", changes=CHANGES
@@ -251,7 +261,7 @@ def _fill(gradients, size, replica):
 def make_optimizer(scenario, is_ours=True):
     import keras
 
-    from keras_adamax import AdamaxClipped
+    from keras_adamax import AdamaxClipped, TargetClipRate
 
     config: dict[str, Any] = dict(scenario.config)
     if is_ours:
@@ -261,6 +271,9 @@ def make_optimizer(scenario, is_ours=True):
         config["beta_1"] = keras.optimizers.schedules.PiecewiseConstantDecay(
             [boundary], [before, after]
         )
+    target = config.pop("target_clip_rate", None)
+    if target is not None:
+        config["clip_multiplier"] = TargetClipRate(target)
     cls = AdamaxClipped if is_ours else keras.optimizers.Adamax
     inner = outer = cls(**config)
     if scenario.loss_scale is not None:
@@ -465,6 +478,7 @@ def report(optimizer, variables, replicas_of):
             "counted": list(statistics.counted.values()),
             "clip_rates": list(optimizer.clip_rates().values()),
             "skipped_steps": optimizer.skipped_steps(),
+            "spike_steps": optimizer.spike_steps(),
             # Every replica has the same state.
             "differing": [
                 v.path

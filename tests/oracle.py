@@ -8,6 +8,13 @@ It imports NumPy and nothing of ours: it is written from the formulas alone.
     u     = max(beta_2 * u, |g|)
     w     = w - learning_rate * m / (u + epsilon)    # [/ (1 - prod beta_1)]
 
+With a target for the clip rate, after an update that counted any element:
+
+    error           = min(clipped / counted / target - 1, 4)   # over all w
+    error           = min(error, 0)            # in the first 100 updates
+    excess          = clip(excess * exp(0.1 * error), 1e-4, 1e3)
+    clip_multiplier = 1 + excess               # of the next update
+
 Beside every value `x` of its state the oracle carries `x_error`: how far an
 implementation of the same formulas in the weight's precision can be from it
 through rounding alone. A test therefore needs no chosen tolerance:
@@ -170,16 +177,33 @@ class AdamaxClippedOracle:
     float32 units in the last place of their bound, and `uncertain`, those
     that rounding could put on either side. Scalars: `calls`, Keras's own
     clock, which counts the micro-steps of accumulation, and `iterations`, the
-    number of updates; `beta_1_product`; `skipped_steps`. A test may set any
-    of them to begin elsewhere.
+    number of updates; `beta_1_product`; `skipped_steps`; of the spike gate
+    `is_armed`, `skips_in_row` and `spike_steps`, the `rates` that it saw, and
+    `uncertain_rates`, how many of them rounding could put on either side of
+    the threshold. A test may set any of them to begin elsewhere.
+
+    The spike gate, for a step that `skip_nonfinite` lets pass: `rate` is the
+    fraction of the elements that exceed their bound (of those that the
+    clipping is given; a NaN exceeds none). At most the threshold: the step is
+    applied, and arms the gate if it makes an update. Above it: an armed gate
+    leaves the step out, unless it has left out `max_skipped_spikes` in a row;
+    otherwise the step is applied, and the gate is not armed any more. In
+    accumulation, a micro-batch is judged by the sum so far, itself included,
+    over `N`. Of more than 131071 elements those are looked at whose position
+    is a multiple of the stride: the largest number up to size / 65536 that
+    has no divisor in common with the size.
 
     Args:
         weights: Arrays, whose values their dtype holds exactly.
         learning_rate: A number or a function of `calls`.
         beta_1, beta_2, clip_multiplier, clip_epsilon: Numbers or functions
             of `iterations`. A multiplier below 1 counts as 1.
+        target_clip_rate: What the multiplier follows, if not `None`; it begins
+            at 1.2 then.
         epsilon: A number.
         clip_gradients, bias_correction, skip_nonfinite: Booleans.
+        spike_threshold: A number or `None`.
+        max_skipped_spikes: An integer.
         exclude_from_clipping: Positions of weights that are not clipped.
         weight_decay: A number or `None`.
         exclude_from_weight_decay: Positions of weights that do not decay.
@@ -215,9 +239,12 @@ class AdamaxClippedOracle:
         clip_gradients: bool = True,
         clip_multiplier: NumberOrFunction = 1.2,
         clip_epsilon: NumberOrFunction = 1e-4,
+        target_clip_rate: float | None = None,
         bias_correction: bool = False,
         exclude_from_clipping: Iterable[int] = (),
         skip_nonfinite: bool = False,
+        spike_threshold: float | None = None,
+        max_skipped_spikes: int = 5,
         weight_decay: float | None = None,
         exclude_from_weight_decay: Iterable[int] = (),
         clipnorm: float | None = None,
@@ -240,9 +267,13 @@ class AdamaxClippedOracle:
         self.clip_gradients = clip_gradients
         self.clip_multiplier = clip_multiplier
         self.clip_epsilon = clip_epsilon
+        self.target_clip_rate = target_clip_rate
+        self.excess = Approx(0.2).rounded(PRECISIONS["float32"])
         self.bias_correction = bias_correction
         self.exclude_from_clipping = set(exclude_from_clipping)
         self.skip_nonfinite = skip_nonfinite
+        self.spike_threshold = spike_threshold
+        self.max_skipped_spikes = max_skipped_spikes
         self.weight_decay = weight_decay
         self.exclude_from_weight_decay = set(exclude_from_weight_decay)
         self.clipnorm = clipnorm
@@ -278,6 +309,9 @@ class AdamaxClippedOracle:
         self.clipped, self.counted = [0] * count, [0] * count
         self.ambiguous, self.uncertain = [0] * count, [0] * count
         self.calls = self.skipped_steps = 0
+        self.is_armed = False
+        self.skips_in_row = self.spike_steps = self.uncertain_rates = 0
+        self.rates: list[float] = []
         # The product of all beta_1 so far, and what bounds its error.
         self.beta_1_product = 1.0
         self._product_log, self._product_error = 0.0, 0.0
@@ -345,15 +379,65 @@ class AdamaxClippedOracle:
         updates = True
         if self.accumulate > 1:
             updates = (self.calls + 1) % self.accumulate == 0
+            before = list(self.accumulated)
             self._add_up(present, rows, grads)
             rows = dict.fromkeys(present, ...)
             grads = {i: self._mean(i) for i in present}
+            if self._is_left_out(present, rows, grads, updates):
+                self.accumulated = before
+                return False
+        elif self._is_left_out(present, rows, grads, updates):
+            return False
         if updates:
             self._update(present, rows, grads)
         if self.use_ema:
             self._move_average()
         self.calls += 1
         return updates
+
+    def _is_left_out(self, present, rows, grads, updates):
+        if self.spike_threshold is None:
+            return False
+        rate, lowest, highest = self._rate(present, rows, grads)
+        threshold = np.float32(self.spike_threshold)
+        self.rates.append(float(rate))
+        self.uncertain_rates += (lowest > threshold) != (highest > threshold)
+        if rate <= threshold:
+            self.is_armed = self.is_armed or updates
+            self.skips_in_row = 0
+            return False
+        if self.is_armed and self.skips_in_row < self.max_skipped_spikes:
+            self.skips_in_row += 1
+            self.spike_steps += 1
+            return True
+        self.is_armed = False
+        self.skips_in_row = 0
+        return False
+
+    def _rate(self, present, rows, grads):
+        """The rate, and what rounding could make of it at least and at most."""
+        above, surely, perhaps, given = 0.0, 0.0, 0.0, 0
+        grads = self._keras_clipping(present, grads)
+        for i in present:
+            if i in self.exclude_from_clipping:
+                continue
+            u = Approx(self.u[i], self.u_error[i])[rows[i]]
+            bound, g = self._bound(u, self.precision[i]), grads[i]
+            stride = 1
+            if rows[i] is ...:
+                size = g.value.size
+                stride = max(size // 65536, 1)
+                while np.gcd(stride, size) > 1:
+                    stride -= 1
+            gap = (np.abs(g.value) - bound.value).ravel()[::stride]
+            reach = (g.error + bound.error).ravel()[::stride]
+            weight = g.value.size / gap.size if gap.size else 1.0
+            above += weight * np.sum(gap > 0)
+            surely += weight * np.sum(gap > reach)
+            perhaps += weight * np.sum(gap > -reach)
+            given += g.value.size
+        given = np.float32(max(given, 1))
+        return [np.float32(x) / given for x in (above, surely, perhaps)]
 
     def _gather(self, i, gradient):
         """Unscaled, and summed over repeated indices."""
@@ -409,9 +493,14 @@ class AdamaxClippedOracle:
         rate = self._hyperparameter(self.learning_rate, self.calls)
         beta_1 = self._hyperparameter(self.beta_1, self.iterations)
         self._multiply_betas(beta_1)
+        clipped, counted = sum(self.clipped), sum(self.counted)
         for i in present:
             self._decay_weight(i, rate)
             self._update_weight(i, rows[i], grads[i], rate, beta_1)
+        if self.target_clip_rate is not None:
+            self._follow_target(
+                sum(self.clipped) - clipped, sum(self.counted) - counted
+            )
 
     def _keras_clipping(self, present, grads):
         if self.clipnorm:
@@ -549,11 +638,31 @@ class AdamaxClippedOracle:
         self._store(i, "w", rows, w)
 
     def _bound(self, u, precision):
-        multiplier = self._hyperparameter(self.clip_multiplier, self.iterations)
-        multiplier = multiplier.maximum(Approx(1.0))
+        if self.target_clip_rate is not None:
+            multiplier = Approx(1.0).plus(self.excess, precision)
+        else:
+            multiplier = self._hyperparameter(
+                self.clip_multiplier, self.iterations
+            ).maximum(Approx(1.0))
         offset = self._hyperparameter(self.clip_epsilon, self.iterations)
         bound = multiplier.times(u, precision).plus(offset, precision)
         return bound.at_most(FLOAT32_MAX)
+
+    def _follow_target(self, clipped, counted):
+        if not counted:
+            return
+        precision = PRECISIONS["float32"]
+        # Small counts, which are exact in float32.
+        rate = Approx(clipped).over(Approx(counted), precision)
+        target = Approx(self.target_clip_rate).rounded(precision)
+        error = rate.over(target, precision).minus(Approx(1.0), precision)
+        error = error.at_most(4.0 if self.iterations >= 100 else 0.0)
+        speed = error.times(Approx(0.1).rounded(precision), precision)
+        factor = Approx(
+            np.exp(speed.value), np.exp(speed.value) * np.expm1(speed.error)
+        ).rounded(precision, FUNCTION_ROUNDOFFS)
+        excess = self.excess.times(factor, precision)
+        self.excess = Approx(np.clip(excess.value, 1e-4, 1e3), excess.error)
 
     def _count(self, i, g, bound):
         size = np.abs(g.value)

@@ -133,7 +133,12 @@ def configurations() -> dict[str, Configuration]:
     compiling a step takes long.
     """
     # Imported late: a process that has not done so is tested as well.
-    from keras_adamax import AdamaxClipped, JoinedSchedule, LinearRamp
+    from keras_adamax import (
+        AdamaxClipped,
+        JoinedSchedule,
+        LinearRamp,
+        TargetClipRate,
+    )
 
     schedules = keras.optimizers.schedules
 
@@ -180,6 +185,7 @@ def configurations() -> dict[str, Configuration]:
             ),
             clip_multiplier=JoinedSchedule([3.0, LinearRamp(3, 1.2, 5)], [3]),
         ),
+        "target_clip_rate": plain(clip_multiplier=TargetClipRate(0.5)),
         "accumulation_at_boundary": plain(
             gradient_accumulation_steps=3,
             learning_rate=schedules.ExponentialDecay(0.1, 4, 0.5),

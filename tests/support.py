@@ -327,6 +327,28 @@ def state_of(optimizer, variables=()):
     }
 
 
+def set_weights(optimizer, values):
+    """Sets the state as a user does; one of three ways to do it."""
+    optimizer.set_weights(values)
+
+
+def assign_variables(optimizer, values):
+    """Sets the state without the optimizer's knowledge."""
+    for variable, value in zip(optimizer.variables, values, strict=True):
+        variable.assign(value)
+
+
+def set_state_tree(optimizer, values):
+    """Does what `keras.Model.set_state_tree` does with an optimizer."""
+    model = keras.Sequential()
+    model.optimizer = optimizer
+    tree = {
+        variable.path: value
+        for variable, value in zip(optimizer.variables, values, strict=True)
+    }
+    model.set_state_tree({"optimizer_variables": tree})
+
+
 def assert_same(before, after, but=()):
     """Two results of `state_of` are equal, bit for bit.
 

@@ -1,6 +1,7 @@
 """A TensorBoard server that tests ask what it has read."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -41,6 +42,9 @@ class Server:
             ],
             stdout=self.log,
             stderr=self.log,
+            # TensorBoard imports TensorFlow, which imports Keras. After it,
+            # the CUDA builds of torch end the process (in Triton).
+            env=os.environ | {"KERAS_BACKEND": "tensorflow"},
         )
 
     def get(self, path, **arguments):

@@ -44,6 +44,14 @@ WRONG = {
         [-0.01, NAN, INF, "0.1", True, SCHEDULE],
         "a finite number >= 0 or None",
     ),
+    "spike_threshold": (
+        [0, 1, -0.1, 1.5, NAN, INF, "0.2", True, [0.2], SCHEDULE],
+        r"a number in the range \(0, 1\) or None",
+    ),
+    "max_skipped_spikes": (
+        [0, -1, 2.0, "5", True, None, NAN, SCHEDULE],
+        "an integer >= 1",
+    ),
     "clipnorm": ([0, -1.0, NAN, INF, "1", True, SCHEDULE], "> 0 or None"),
     "clipvalue": ([0.0, -0.5, NAN, "1", True, SCHEDULE], "> 0 or None"),
     "global_clipnorm": ([0, -1, NAN, "1", True, SCHEDULE], "> 0 or None"),

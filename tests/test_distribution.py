@@ -131,6 +131,10 @@ def test_is_as_on_one_device(name, results):
     assert "error" not in result, result["error"]
     oracle, skipped = expected(scenario)
     assert result["skipped_steps"] == skipped
+    assert result["spike_steps"] == oracle.spike_steps
+    if "gated" in name:
+        assert oracle.spike_steps > 0
+        assert oracle.uncertain_rates == 0
     # The scenario does what its name says.
     special = len(scenario.bad) + len(scenario.large)
     if "skip" in name:

@@ -32,6 +32,7 @@ METHODS = {
         "trainable_variables",
         "learning_rate",
     ],
+    "_check_variables_are_known": ["self", "variables"],
     "_get_variable_index": ["self", "variable"],
     "_get_current_learning_rate": ["self"],
     "_use_weight_decay": ["self", "variable"],
@@ -356,6 +357,21 @@ class TestAttributes:
         assert [a.shape for a in accumulators] == [v.shape for v in variables]
         tracked = {id(v) for v in optimizer._variables}
         assert {id(averages[0]), *map(id, accumulators)} <= tracked
+
+    def test_variables_that_are_not_known(self):
+        """The spike gate needs their indices before Keras's check."""
+        variables = support.make_variables(arrays(1.0, 2.0))
+        gradients = [keras.ops.ones(()), keras.ops.ones(())]
+        for optimizer in (
+            Recorder(learning_rate=1.0),
+            AdamaxClipped(spike_threshold=0.2),
+        ):
+            optimizer.build(variables[:1])
+            optimizer._check_variables_are_known(variables[:1])
+            with pytest.raises(ValueError, match="Unknown variable"):
+                optimizer._check_variables_are_known(variables)
+            with pytest.raises(ValueError, match="Unknown variable"):
+                optimizer.apply(gradients, variables)
 
     def test_names_that_are_excluded_from_weight_decay(self):
         """Saved with the state."""

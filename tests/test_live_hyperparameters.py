@@ -12,7 +12,12 @@ import pytest
 from keras_adamax import AdamaxClipped, LinearRamp
 from tests import support
 from tests.gradients import numpy
-from tests.support import BACKEND
+from tests.support import (
+    BACKEND,
+    assign_variables,
+    set_state_tree,
+    set_weights,
+)
 
 STEPS = 9
 # Before and after; every one of them shows in the weights.
@@ -500,26 +505,6 @@ class TestValues:
         with pytest.raises(AttributeError, match=r"weight_decay=0\.0"):
             optimizer.weight_decay = 0.5
         assert optimizer.weight_decay is None
-
-
-def set_weights(optimizer, values):
-    optimizer.set_weights(values)
-
-
-def assign_variables(optimizer, values):
-    for variable, value in zip(optimizer.variables, values, strict=True):
-        variable.assign(value)
-
-
-def set_state_tree(optimizer, values):
-    """What `keras.Model.set_state_tree` does with an optimizer."""
-    model = keras.Sequential()
-    model.optimizer = optimizer
-    tree = {
-        variable.path: value
-        for variable, value in zip(optimizer.variables, values, strict=True)
-    }
-    model.set_state_tree({"optimizer_variables": tree})
 
 
 def restore_checkpoint(optimizer, values):

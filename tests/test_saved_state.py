@@ -1,5 +1,6 @@
 """What is saved of an optimizer, how it is matched, and what does not fit."""
 
+import contextlib
 import json
 import re
 
@@ -9,7 +10,12 @@ import pytest
 
 from keras_adamax import AdamaxClipped, restoring, saved_state
 from tests.gradients import numpy, stepper
-from tests.support import id_of
+from tests.support import (
+    assign_variables,
+    id_of,
+    set_state_tree,
+    set_weights,
+)
 
 schedules = keras.optimizers.schedules
 
@@ -51,6 +57,8 @@ def with_state(variables=None, seed=0, iterations=7, **arguments):
     optimizer._clip_counts.assign(counts)
     optimizer._iterations.assign(iterations)
     optimizer._skipped_steps.assign(3)
+    if optimizer.spike_threshold is not None:
+        optimizer._spike_gate.assign([1, 2, 4])
     return optimizer
 
 
@@ -85,6 +93,7 @@ def everything(optimizer):
         optimizer.clip_statistics(),
         repr(optimizer.clip_rates()),
         optimizer.skipped_steps(),
+        optimizer.spike_steps(),
         optimizer._unmatched_patterns,
         [
             optimizer._use_weight_decay(v)
@@ -159,6 +168,7 @@ class TestFormat:
             {"gradient_accumulation_steps": 3},
             {"use_ema": True, "gradient_accumulation_steps": 3},
             {"exclude_from_clipping": ["a$", "c$"]},
+            {"spike_threshold": 0.4, "max_skipped_spikes": 7},
         ],
     )
     def test_round_trip(self, arguments):
@@ -203,7 +213,8 @@ class TestFormat:
             moments(model.optimizer).values()
         )
 
-    def test_format_1(self):
+    @staticmethod
+    def format_1():
         # Written out, because every later version must read it.
         roles = {
             "momentum.0": [0.5, -0.25],
@@ -247,12 +258,20 @@ class TestFormat:
         }
         text = json.dumps(manifest).encode()
         store["manifest"] = np.frombuffer(text, "uint8")
-        optimizer = AdamaxClipped()
-        optimizer.load_own_variables(store)
+        return store
+
+    # The format is from before there was a spike gate.
+    @pytest.mark.parametrize("arguments", [{}, {"spike_threshold": 0.4}])
+    def test_format_1(self, arguments):
+        optimizer = AdamaxClipped(**arguments)
+        optimizer.load_own_variables(self.format_1())
         variable = keras.Variable([1.0, 2.0], name="w")
         optimizer.build([variable])
         assert int(optimizer.iterations) == 4
         assert optimizer.skipped_steps() == 1
+        assert optimizer.spike_steps() == 0
+        assert optimizer.spike_threshold == arguments.get("spike_threshold")
+        assert optimizer.max_skipped_spikes == 5
         assert moments(optimizer) == {
             "w": ([0.5, -0.25], [1.0, 2.0], [3.0, 0.0, 0.0, 8.0, 1.0, 0.0])
         }
@@ -261,6 +280,45 @@ class TestFormat:
         assert config["clip_multiplier"] == 1.5
         assert optimizer.clip_rates() == {"w": 2 / 8}
         assert not optimizer._use_weight_decay(variable)
+
+    @pytest.mark.parametrize("has_gate", [False, True])
+    def test_format_1_inside_of_a_loss_scale_optimizer(self, has_gate):
+        """Its own state is there by position, before the one that it wraps."""
+        store = self.format_1()
+        wrapper = [7, 0.5, 3, 64.0]
+        roles = [
+            "iterations",
+            "learning_rate",
+            "hyperparameters",
+            "log_beta_1_product",
+            "skipped_steps",
+            "momentum.0",
+            "norm.0",
+        ]
+        of_all = [store["clip_counts.0"][None], [0.0]]
+        arrays = [*wrapper, *(store[role] for role in roles), *of_all]
+        inner = AdamaxClipped(spike_threshold=0.4 if has_gate else None)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner)
+        optimizer.build([keras.Variable([1.0, 2.0], name="w")])
+        # What Keras calls for a file of weights.
+        with (
+            pytest.warns(UserWarning, match="has 14 variables whereas.* 13")
+            if has_gate
+            else contextlib.nullcontext()
+        ):
+            optimizer.load_own_variables(
+                {str(i): np.asarray(x, "f") for i, x in enumerate(arrays)}
+            )
+        inner.load_own_variables(store)
+        if not has_gate:
+            assert int(optimizer.step_counter) == 3
+            assert float(optimizer.dynamic_scale) == 64.0
+        assert int(inner.iterations) == 4
+        assert (inner.skipped_steps(), inner.spike_steps()) == (1, 0)
+        assert moments(inner) == {
+            "w": ([0.5, -0.25], [1.0, 2.0], [3.0, 0.0, 0.0, 8.0, 1.0, 0.0])
+        }
+        assert inner.clip_multiplier == 1.5
 
     def test_variable_without_state(self):
         # Keras's float8 layers have variables that are overwritten with their
@@ -520,26 +578,7 @@ class TestMatching:
 class TestOriginOfRestoredStates:
     """`reset_clip_rates` and states that are set from outside."""
 
-    @staticmethod
-    def set_weights(optimizer, values):
-        optimizer.set_weights(values)
-
-    @staticmethod
-    def set_state_tree(optimizer, values):
-        model = keras.Sequential()
-        model.optimizer = optimizer
-        tree = {
-            variable.path: value
-            for variable, value in zip(optimizer.variables, values, strict=True)
-        }
-        model.set_state_tree({"optimizer_variables": tree})
-
-    @staticmethod
-    def assign(optimizer, values):
-        for variable, value in zip(optimizer.variables, values, strict=True):
-            variable.assign(value)
-
-    ROUTES = ("set_weights", "set_state_tree", "assign")
+    ROUTES = (set_weights, set_state_tree, assign_variables)
 
     @staticmethod
     def values(optimizer):
@@ -584,7 +623,7 @@ class TestOriginOfRestoredStates:
         note()
         assert len({rates for _, rates, _ in states}) >= 4
         for values, rates, totals in [*states, *reversed(states)]:
-            getattr(self, route)(optimizer, values)
+            route(optimizer, values)
             assert repr(optimizer.clip_rates()) == rates
             assert optimizer.clip_statistics() == totals
         # Exclusions are what they were, and counting goes on.
@@ -607,7 +646,7 @@ class TestOriginOfRestoredStates:
         self.train(optimizer, 0.5, steps=9)
         optimizer.reset_clip_rates()
         self.train(optimizer, 0.5)
-        getattr(self, route)(optimizer, self.values(other))
+        route(optimizer, self.values(other))
         assert optimizer.clip_rates() == other.clip_rates()
         assert optimizer.clip_rate() == other.clip_rate()
 
@@ -628,7 +667,7 @@ class TestOriginOfRestoredStates:
         values, rates = self.values(optimizer), optimizer.clip_rates()
         optimizer.reset_clip_rates()
         self.train(optimizer, 0.5)
-        getattr(self, route)(optimizer, values)
+        route(optimizer, values)
         other = built()
         other.load_own_variables(save(optimizer))
         assert other.clip_rates() == rates
@@ -1541,11 +1580,11 @@ class TestAdamax:
         assert np.ptp(keras.ops.convert_to_numpy(variables[0])) > 0
 
     def test_counts_and_the_rest_start_afresh(self):
-        other = with_state()
+        other = with_state(spike_threshold=0.4)
         other.reset_clip_rates()
         other.load_own_variables(save(self.adamax()))
         assert set(other.clip_statistics().counted.values()) == {0}
-        assert other.skipped_steps() == 0
+        assert other.skipped_steps() == other.spike_steps() == 0
         assert all(np.isnan(r) for r in other.clip_rates().values())
 
     @pytest.mark.parametrize("is_built", [True, False])

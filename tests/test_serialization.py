@@ -387,6 +387,13 @@ def with_schedules(numbers):
     )
 
 
+def without_gate_where_nothing_is_clipped(arguments):
+    if arguments.get("clip_gradients", True):
+        return arguments
+    gate = ("spike_threshold", "max_skipped_spikes")
+    return {k: v for k, v in arguments.items() if k not in gate}
+
+
 VALID = st.fixed_dictionaries(
     {},
     optional={
@@ -404,6 +411,8 @@ VALID = st.fixed_dictionaries(
         "track_clip_rate": st.booleans(),
         "skip_nonfinite": st.booleans(),
         "weight_decay": st.none() | st.floats(0, 1),
+        "spike_threshold": st.none() | st.floats(0.01, 0.99),
+        "max_skipped_spikes": st.integers(1, 9),
         "use_ema": st.booleans(),
         "ema_momentum": st.floats(0, 1),
         "ema_overwrite_frequency": st.none() | st.integers(1, 9),
@@ -411,7 +420,7 @@ VALID = st.fixed_dictionaries(
         "gradient_accumulation_steps": st.none() | st.integers(2, 9),
         "name": st.sampled_from(["adamax_clipped", "other name"]),
     },
-)
+).map(without_gate_where_nothing_is_clipped)
 NORMS = st.dictionaries(
     st.sampled_from(["clipnorm", "clipvalue", "global_clipnorm"]),
     st.floats(1e-3, 1e3),

@@ -12,6 +12,7 @@ from keras_adamax.adamax_clipped import AdamaxClipped
 from keras_adamax.callbacks import _clip_counts, _optimizers
 from keras_adamax.callbacks._recorder import Measurement, Recorder
 from keras_adamax.statistics import ClipStatistics
+from keras_adamax.target_clip_rate import SMALLEST, TargetClipRate
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -52,6 +53,11 @@ class ClipRateLogger(Recorder):
     When `fit` is called with an `initial_epoch` and an optimizer that has made
     steps, the last run is continued: rows after the optimizer's step are
     removed from `records` and from the file, in one rename.
+
+    An optimizer whose `clip_multiplier` is a `TargetClipRate` may be unable to
+    reach the target, because a multiplier cannot be below 1. One warning says
+    so when a record finds the multiplier at its smallest and a clip rate below
+    half the target.
 
     Raises:
         TypeError: If an argument is of a wrong type.
@@ -98,6 +104,7 @@ class ClipRateLogger(Recorder):
         super()._reset()
         self._snapshots: list[ClipStatistics] = []
         self._has_warned_of_loss = False
+        self._has_warned_of_target = False
 
     def _ours(self) -> list[AdamaxClipped]:
         """The optimizers to read, with their state brought up to date."""
@@ -151,6 +158,7 @@ class ClipRateLogger(Recorder):
             names += elapsed.counted
             if optimizer.clip_gradients:
                 rates += elapsed.rates().values()
+                self._check_target(optimizer, elapsed.rate())
                 clipped += sum(elapsed.clipped.values())
                 counted += sum(elapsed.counted.values())
             else:
@@ -166,6 +174,29 @@ class ClipRateLogger(Recorder):
             {"clip_rate": rates},
             {"clip_rate": rate},
         )
+
+    def _check_target(self, optimizer: AdamaxClipped, rate: float) -> None:
+        schedule = optimizer.clip_multiplier
+        if not isinstance(schedule, TargetClipRate):
+            return
+        target = schedule.target
+        # The multiplier is read from the device only where that can tell.
+        if (
+            not self._has_warned_of_target
+            and rate < target / 2
+            and optimizer.current_clip_multiplier() - 1 < 1.5 * SMALLEST
+        ):
+            self._has_warned_of_target = True
+            warnings.warn(
+                f"The optimizer '{optimizer.name}' cannot reach its target of "
+                f"{target:.6g} for the clip rate now: since the last record "
+                f"it was {rate:.6g}, and the clip multiplier cannot be below "
+                "1. After large gradients that lasts until the infinity norm "
+                "has shrunk, by `beta_2` a step; choose a smaller `beta_2` or "
+                "target where it lasts too long, and a smaller `clip_epsilon` "
+                "where gradients are below it.",
+                stacklevel=2,
+            )
 
     def _since(
         self, now: ClipStatistics, before: ClipStatistics | None

@@ -23,8 +23,13 @@ the same functions:
 - `take_rows(variable, indices)` and
   `assign_rows(optimizer, variable, indices, values)`: read and write rows in
   place, at a cost that does not grow with the number of rows.
-- `is_finite(gradients, kernel)` and `apply_if(finite, optimizer, apply, ...)`:
-  the decision and the branch behind `skip_nonfinite`.
+- `is_finite(gradients, kernel)`: the decision behind `skip_nonfinite`.
+- `count_above(gradients, norms, strides, multiplier, epsilon, kernel)`, with
+  `can_sample(variable)`, `sum_over_replicas(gradients)` and
+  `constant(values, dtype, other)`: what the decision behind `spike_threshold`
+  needs.
+- `apply_if(is_applied, optimizer, apply, gradients, variables, decided)`: the
+  branch behind both.
 - `measure(function, pack, previous, current, step)`, with `overwrite(kept,
   values)`, `after(event, *values)`, `count_integers(values, length)` and
   `place_like(value, other)`: reductions of how far weights moved, without a

@@ -18,12 +18,20 @@ KINDS = (
     ("bfloat16", "float32"),
 )
 DTYPES = frozenset(weight for weight, _ in KINDS)
+# Dtypes of state and gradient that elements above their bounds are counted of.
+COUNTED_KINDS = frozenset(
+    (
+        ("float64", "float64"),
+        *(("float32", name) for name in DTYPES - {"float64"}),
+    )
+)
 
 # The handlers of `XLA_SOURCE`.
 XLA_SOURCE = "_xla_cpu.cpp"
 UPDATE = "keras_adamax_update"
 ADD_COUNTS = "keras_adamax_add_counts"
 COUNT_NONFINITE = "keras_adamax_count_nonfinite"
+COUNT_ABOVE = "keras_adamax_count_above"
 # Variables of about so many elements go into a call of XLA: all of them in one
 # would keep every gradient until the last is known.
 ELEMENTS_A_CALL = 2**18

@@ -199,6 +199,8 @@ struct Tensors {
   int64_t* starts;
   int64_t next;
   int64_t done;
+  // Of the samples that `count_above_block` is given.
+  const int64_t* strides;
 };
 
 // Returns how many elements were clipped.
@@ -232,6 +234,52 @@ int64_t (*const kCounts[])(const void*, int64_t, int64_t) = {
 int64_t count_block(const Tensors& all, int64_t i, int64_t begin,
                     int64_t end) {
   return kCounts[all.kinds[i]](all.gradients[i], begin, end);
+}
+
+// How many elements of a sample of a gradient exceed their bound. Element `i`
+// of the sample is the one at `i * stride` of the whole, as the norms are.
+template <typename Gradient, typename State>
+int64_t count_above(const void* sample, const void* norms, int64_t stride,
+                    int64_t begin, int64_t end, const Scalars& scalars) {
+  const Gradient* gs = static_cast<const Gradient*>(sample);
+  const State* us = static_cast<const State*>(norms);
+  const State clip_multiplier = State(scalars.clip_multiplier);
+  const State clip_epsilon = State(scalars.clip_epsilon);
+  const State largest = State(3.40282346638528859812e+38);
+  int32_t found = 0;
+  if (stride == 1) {
+#pragma omp simd reduction(+ : found)
+    for (int64_t i = begin; i < end; ++i) {
+      const State bound = clip_multiplier * us[i] + clip_epsilon;
+      found += size_of(load<State>(gs[i])) > (bound > largest ? largest : bound);
+    }
+    return found;
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const State bound = clip_multiplier * us[i * stride] + clip_epsilon;
+    found += size_of(load<State>(gs[i])) > (bound > largest ? largest : bound);
+  }
+  return found;
+}
+
+// By the dtype of the gradient: float32, float64, float16, bfloat16.
+int64_t (*const kCountsAbove[])(const void*, const void*, int64_t, int64_t,
+                                int64_t, const Scalars&) = {
+    count_above<float, float>,
+    count_above<double, double>,
+    count_above<Half, float>,
+    count_above<BFloat16, float>,
+};
+
+int64_t count_above_block(const Tensors& all, int64_t i, int64_t begin,
+                          int64_t end) {
+  return kCountsAbove[all.kinds[i]](all.gradients[i], all.norms[i],
+                                    all.strides[i], begin, end, all.scalars);
+}
+
+// How many elements a sample has.
+inline int64_t sample_size(int64_t size, int64_t stride) {
+  return (size + stride - 1) / stride;
 }
 
 // Adds a row to a sum, with a rounding each time.

@@ -26,7 +26,11 @@ def _register() -> None:
         _cpu_library.XLA_SOURCE,
         (*_compiled_library.WITHOUT_RUNTIME, f"-I{jax.ffi.include_dir()}"),
     )
-    for name in (_cpu_library.UPDATE, _cpu_library.COUNT_NONFINITE):
+    for name in (
+        _cpu_library.UPDATE,
+        _cpu_library.COUNT_NONFINITE,
+        _cpu_library.COUNT_ABOVE,
+    ):
         jax.ffi.register_ffi_target(
             name,
             jax.ffi.pycapsule(getattr(library, f"{name}_in_xla")),
@@ -120,3 +124,31 @@ def are_finite(tensors: Sequence[jax.Array]) -> jax.Array:
         vmap_method="sequential",
     )
     return jnp.all(call(*tensors) == 0)
+
+
+def count_above(
+    gradients: Sequence[jax.Array],
+    norms: Sequence[jax.Array],
+    strides: Sequence[int],
+    clip_multiplier: jax.Array,
+    clip_epsilon: jax.Array,
+) -> jax.Array:
+    """How many elements of each sample exceed their bound, int32."""
+    dtype = norms[0].dtype
+    samples = [
+        g
+        if (str(dtype), str(g.dtype)) in _cpu_library.COUNTED_KINDS
+        else g.astype(dtype)
+        for g in gradients
+    ]
+    call = jax.ffi.ffi_call(
+        _cpu_library.COUNT_ABOVE,
+        jax.ShapeDtypeStruct((len(samples),), "int32"),
+        vmap_method="sequential",
+    )
+    return call(
+        jnp.stack([clip_multiplier, clip_epsilon]),
+        *samples,
+        *norms,
+        strides=np.asarray(strides, "int64"),
+    )

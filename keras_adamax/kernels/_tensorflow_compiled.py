@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_adamax.kernels import Step, _compiled_library, _cpu_library
 from keras_adamax.kernels._tensorflow_in_xla import is_compiled_by_xla
 from keras_adamax.kernels._tensorflow_tensors import (
+    counted_by_library,
     dtype_names,
     resources,
     taken_by_library,
@@ -117,6 +118,22 @@ def _settings(step: Step, hyperparameters: Hyperparameters) -> dict[str, Any]:
 def are_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether all elements of all tensors are finite, as a boolean scalar."""
     return _operations().keras_adamax_is_finite(tensors=list(tensors))
+
+
+def count_above(
+    gradients: Sequence[Tensor],
+    norms: Sequence[Any],
+    strides: Sequence[int],
+    clip_multiplier: Tensor,
+    clip_epsilon: Tensor,
+) -> Tensor:
+    """How many elements of each sample exceed their bound, int32."""
+    return _operations().keras_adamax_count_above(
+        norms=_handles(norms),
+        samples=counted_by_library(gradients, norms),
+        scalars=[clip_multiplier, clip_epsilon],
+        strides=list(strides),
+    )
 
 
 def _handles(variables: Sequence[Any]) -> list[Tensor]:

@@ -446,6 +446,59 @@ class IsFiniteOp : public tf::OpKernel {
   }
 };
 
+class CountAboveOp : public tf::OpKernel {
+ public:
+  explicit CountAboveOp(tf::OpKernelConstruction* construction)
+      : tf::OpKernel(construction) {
+    OP_REQUIRES_OK(construction, construction->GetAttr("strides", &strides_));
+  }
+
+  void Compute(tf::OpKernelContext* context) override {
+    const int64_t count = int64_t(strides_.size());
+    tf::OpInputList samples, scalars;
+    OP_REQUIRES_OK(context, context->input_list("samples", &samples));
+    OP_REQUIRES_OK(context, context->input_list("scalars", &scalars));
+    LockedVariables variables;
+    OP_REQUIRES_OK(context, variables.add(context, "norms"));
+    tf::Tensor* result;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {count}, &result));
+    OP_REQUIRES(
+        context, samples.size() == count && variables.size() == count,
+        does_not_fit());
+    Shared* shared = make_shared(count);
+    OP_REQUIRES(context, shared, no_memory());
+    const Release at_the_end = {shared};
+    Tensors& all = shared->all;
+    all.run = count_above_block;
+    all.strides = strides_.data();
+    all.scalars = {};
+    all.scalars.clip_multiplier = scalar(scalars[0]);
+    all.scalars.clip_epsilon = scalar(scalars[1]);
+    variables.lock();
+    for (int64_t i = 0; i < count; ++i) {
+      const tf::Tensor& sample = samples[i];
+      const tf::Tensor& norm = variables.value(i);
+      all.kinds[i] = RowOf::dtype(sample.dtype());
+      all.sizes[i] = sample.NumElements();
+      OP_REQUIRES(
+          context,
+          all.kinds[i] >= 0 && strides_[i] >= 1 &&
+              RowOf::dtype(norm.dtype()) == (all.kinds[i] == 1) &&
+              all.sizes[i] == sample_size(norm.NumElements(), strides_[i]),
+          does_not_fit());
+      all.gradients[i] = sample.data();
+      all.norms[i] = norm.data();
+    }
+    work_together(context, shared, elements_of(all));
+    for (int64_t i = 0; i < count; ++i) {
+      static_cast<int32_t*>(result->data())[i] = int32_t(all.found[i]);
+    }
+  }
+
+ private:
+  std::vector<int64_t> strides_;
+};
+
 // Updates variables in place, and their rows of `clip_counts`.
 //
 // `scalars` are in the order of `Scalars`; `exclusions`, where there are any,
@@ -498,11 +551,32 @@ REGISTER_OP("KerasAdamaxIsFinite")
     .Attr("dtypes: list({float, double, half, bfloat16})")
     .SetShapeFn(tf::shape_inference::ScalarShape);
 
+// How many elements of each sample exceed their bound; see `_xla_cpu.cpp`.
+REGISTER_OP("KerasAdamaxCountAbove")
+    .Input("norms: n * resource")
+    .Input("samples: dtypes")
+    .Input("scalars: scalar_count * dtype")
+    .Output("above: int32")
+    .Attr("n: int >= 1")
+    .Attr("dtypes: list({float, double, half, bfloat16})")
+    .Attr("scalar_count: int >= 2")
+    .Attr("dtype: {float, double}")
+    .Attr("strides: list(int)")
+    .SetIsStateful()
+    .SetShapeFn([](tf::shape_inference::InferenceContext* context) {
+      int64_t count;
+      TF_RETURN_IF_ERROR(context->GetAttr("n", &count));
+      context->set_output(0, context->Vector(count));
+      return absl::OkStatus();
+    });
+
 REGISTER_KERNEL_BUILDER(Name("KerasAdamaxUpdate").Device(tf::DEVICE_CPU),
                         UpdateOp);
 REGISTER_KERNEL_BUILDER(Name("KerasAdamaxUpdateRows").Device(tf::DEVICE_CPU),
                         UpdateRowsOp);
 REGISTER_KERNEL_BUILDER(Name("KerasAdamaxIsFinite").Device(tf::DEVICE_CPU),
                         IsFiniteOp);
+REGISTER_KERNEL_BUILDER(Name("KerasAdamaxCountAbove").Device(tf::DEVICE_CPU),
+                        CountAboveOp);
 
 }  // namespace

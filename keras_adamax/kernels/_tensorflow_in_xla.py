@@ -16,6 +16,7 @@ from keras_adamax import statistics
 from keras_adamax.kernels import Step, _compiled_library, _cpu_library
 from keras_adamax.kernels._neighbours import groups
 from keras_adamax.kernels._tensorflow_tensors import (
+    counted_by_library,
     dtype_names,
     resources,
     taken_by_library,
@@ -32,6 +33,7 @@ _MLIR_TYPES = {
     tf.float64: "f64",
     tf.float16: "f16",
     tf.bfloat16: "bf16",
+    tf.int32: "i32",
 }
 
 
@@ -161,6 +163,27 @@ def are_finite(tensors: Sequence[Tensor]) -> Tensor:
         [tf.TensorSpec((len(tensors), statistics.DIGITS), tf.float32)],
     )
     return tf.reduce_all(tf.equal(found, 0.0))
+
+
+def count_above(
+    gradients: Sequence[Tensor],
+    norms: Sequence[Any],
+    strides: Sequence[int],
+    clip_multiplier: Tensor,
+    clip_epsilon: Tensor,
+) -> Tensor:
+    """How many elements of each sample exceed their bound, int32."""
+    [found] = _call(
+        _cpu_library.COUNT_ABOVE,
+        [
+            tf.stack([clip_multiplier, clip_epsilon]),
+            *counted_by_library(gradients, norms),
+            *(norm.read_value() for norm in resources(norms)),
+        ],
+        [tf.TensorSpec((len(norms),), tf.int32)],
+        attributes={"strides": _array(strides)},
+    )
+    return found
 
 
 def _array(integers: Iterable[int]) -> str:

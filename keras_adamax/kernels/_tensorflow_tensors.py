@@ -35,3 +35,16 @@ def taken_by_library(
         gradient if kind in _cpu_library.KINDS else tf.cast(gradient, dtype)
         for gradient, kind in zip(gradients, kinds, strict=True)
     ]
+
+
+def counted_by_library(
+    samples: Sequence[Tensor], norms: Sequence[Any]
+) -> list[Tensor]:
+    """Samples of gradients, in the norms' dtype where they must be."""
+    kinds = zip(dtype_names(norms), dtype_names(samples), strict=True)
+    return [
+        sample
+        if kind in _cpu_library.COUNTED_KINDS
+        else tf.cast(sample, kind[0])
+        for sample, kind in zip(samples, kinds, strict=True)
+    ]

@@ -26,5 +26,7 @@ keras_adamax_register_in_xla() {
   return add(api, "keras_adamax_update", keras_adamax_update_in_xla) &&
          add(api, "keras_adamax_count_nonfinite",
              keras_adamax_count_nonfinite_in_xla) &&
+         add(api, "keras_adamax_count_above",
+             keras_adamax_count_above_in_xla) &&
          add(api, "keras_adamax_add_counts", keras_adamax_add_counts_in_xla);
 }

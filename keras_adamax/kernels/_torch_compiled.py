@@ -15,6 +15,8 @@ _KINDS = {
     (getattr(torch, weight), getattr(torch, gradient)): kind
     for kind, (weight, gradient) in enumerate(_cpu_library.KINDS)
 }
+# The number of each dtype, as in `RowsBy` in `_cpu_update.h`.
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
 # One thread does so many in about a millisecond. Less is not worth another: for
 # about that long, torch's own threads wait for work in a loop, and a new one
 # has to wait for a core.
@@ -33,6 +35,26 @@ def _update() -> Callable[..., None]:
     function.argtypes = [
         ctypes.c_int64,
         *[ctypes.c_void_p] * 11,
+        ctypes.c_int64,
+    ]
+    return function
+
+
+@functools.cache
+def _count_above() -> Callable[..., None]:
+    """The library's other function.
+
+    Raises:
+        CompilationError: If there is no library.
+    """
+    library = _compiled_library.load("_torch_cpu.cpp")
+    function = library.keras_adamax_count_above
+    function.restype = None
+    function.argtypes = [
+        ctypes.c_int64,
+        *[ctypes.c_void_p] * 7,
+        ctypes.c_double,
+        ctypes.c_double,
         ctypes.c_int64,
     ]
     return function
@@ -114,6 +136,53 @@ def update(step: Step, tensors: Tensors) -> None:
     _update()(count, *pointers, packed.buffer_info()[0], threads)
     # Autograd notices a change of what it saved, as after torch's own.
     torch.autograd.graph.increment_version(changed)
+
+
+def count_above(
+    gradients: Sequence[torch.Tensor],
+    norms: Sequence[torch.Tensor],
+    strides: Sequence[int],
+    clip_multiplier: torch.Tensor,
+    clip_epsilon: torch.Tensor,
+) -> torch.Tensor:
+    """How many elements of each sample exceed their bound, int32."""
+    samples = [
+        (
+            g
+            if (_name(norm), _name(g)) in _cpu_library.COUNTED_KINDS
+            else g.to(norm.dtype)
+        ).contiguous()
+        for g, norm in zip(gradients, norms, strict=True)
+    ]
+    sizes = [sample.numel() for sample in samples]
+    count = len(samples)
+    arrays = [
+        array("q", numbers_)
+        for numbers_ in (
+            [_DTYPES.index(_name(sample)) for sample in samples],
+            sizes,
+            strides,
+            _addresses(samples),
+            _addresses(norms),
+            [0] * count,
+            [0] * (count + 1),
+        )
+    ]
+    threads = min(
+        torch.get_num_threads(), 1 + sum(sizes) // _ELEMENTS_PER_THREAD
+    )
+    _count_above()(
+        count,
+        *(a.buffer_info()[0] for a in arrays),
+        float(clip_multiplier),
+        float(clip_epsilon),
+        threads,
+    )
+    return torch.tensor(arrays[5].tolist(), dtype=torch.int32)
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:

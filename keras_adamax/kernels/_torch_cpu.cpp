@@ -15,7 +15,36 @@ void* work_of_thread(void* argument) {
   return nullptr;
 }
 
+void work_on_threads(Tensors& all, int64_t threads) {
+  divide_into_blocks(all);
+  pthread_t others[kMostThreads];
+  int running = 0;
+  while (running < threads - 1 && running < kMostThreads &&
+         pthread_create(&others[running], nullptr, work_of_thread, &all) == 0) {
+    ++running;
+  }
+  work(&all);
+  for (int i = 0; i < running; ++i) pthread_join(others[i], nullptr);
+}
+
 }  // namespace
+
+// Counts the elements of `count` samples that exceed their bounds.
+//
+// `kinds` are the dtypes of the samples, `sizes` their lengths, `norms` those
+// of the whole variables. `found` is room for `count` numbers, `starts` for one
+// more.
+extern "C" __attribute__((visibility("default"))) void keras_adamax_count_above(
+    int64_t count, int64_t* kinds, int64_t* sizes, const int64_t* strides,
+    void** samples, void** norms, int64_t* found, int64_t* starts,
+    double clip_multiplier, double clip_epsilon, int64_t threads) {
+  Tensors all = {count_above_block, count,   kinds,   nullptr, sizes, samples,
+                 nullptr,           nullptr, norms,   found,   {},    starts,
+                 0,                 0,       strides};
+  all.scalars.clip_multiplier = clip_multiplier;
+  all.scalars.clip_epsilon = clip_epsilon;
+  work_on_threads(all, threads);
+}
 
 // Updates `count` tensors in place on up to `threads` threads.
 //
@@ -34,17 +63,9 @@ extern "C" __attribute__((visibility("default"))) void keras_adamax_update(
     int64_t threads) {
   Tensors all = {update_block, count,   kinds,     clips, sizes,
                  gradients,    weights, momentums, norms, clipped,
-                 {},           starts,  0,         0};
+                 {},           starts,  0,         0,     nullptr};
   memcpy(&all.scalars, scalars, sizeof all.scalars);
-  divide_into_blocks(all);
-  pthread_t others[kMostThreads];
-  int running = 0;
-  while (running < threads - 1 && running < kMostThreads &&
-         pthread_create(&others[running], nullptr, work_of_thread, &all) == 0) {
-    ++running;
-  }
-  work(&all);
-  for (int i = 0; i < running; ++i) pthread_join(others[i], nullptr);
+  work_on_threads(all, threads);
   if (!clip_counts) return;
   for (int64_t i = 0; i < count; ++i) {
     if (!clips[i]) continue;

@@ -18,6 +18,11 @@ from keras_adamax.kernels import Step
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a part of it is a part of memory."""
+    return type(tensor) in _PLAIN
+
+
 @dataclass
 class Tensors:
     """Some of the variables of a step.
@@ -147,6 +152,14 @@ def integers(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
     these are the same in every step. Of other models they are dropped in time.
     """
     return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+@functools.lru_cache(maxsize=256)
+def constants(
+    values: tuple[float, ...], dtype: str, device: torch.device
+) -> torch.Tensor:
+    """As `integers`, of any dtype."""
+    return torch.tensor(values, dtype=getattr(torch, dtype), device=device)
 
 
 def add_counts(

@@ -110,11 +110,21 @@ int64_t bytes_of(XLA_FFI_DataType dtype) {
                                          : 2;
 }
 
+// Writes what was found of a tensor to place `i` of a result: as digits, or,
+// where it is of a sample, as one number.
+void write_found(float* found, int64_t i, int64_t number) {
+  write_digits(found + kDigits * i, number);
+}
+
+void write_found(int32_t* found, int64_t i, int64_t number) {
+  found[i] = int32_t(number);
+}
+
 // Does all blocks, with the threads of XLA that have nothing else to do.
-// Writes the digits of what was found of each tensor to `found`, and lets go of
-// `shared`.
+// Writes what was found of each tensor to `found`, and lets go of `shared`.
+template <typename Found>
 void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
-                   float* found) {
+                   Found* found) {
   work_with_helpers(shared, threads_of_pool(frame), [&frame, shared] {
     XLA_FFI_ThreadPool_Schedule_Args args = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame.ctx,
@@ -122,7 +132,7 @@ void work_together(const XLA_FFI_CallFrame& frame, Shared* shared,
     return succeeded(frame.api, frame.api->XLA_FFI_ThreadPool_Schedule(&args));
   });
   for (int64_t i = 0; i < shared->all.count; ++i) {
-    write_digits(found + kDigits * i, shared->all.found[i]);
+    write_found(found, i, shared->all.found[i]);
   }
   release(shared);
 }
@@ -191,6 +201,46 @@ XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
     all.gradients[i] = tensor.data;
   }
   work_together(frame, shared, static_cast<float*>(result(frame, 0).data));
+  return nullptr;
+}
+
+// Counts what exceeds its bound.
+//
+// Arguments: `clip_multiplier` and `clip_epsilon`; then `n` samples of
+// gradients, and `n` norms of the whole variables. Result: how many elements of
+// each sample exceed their bound (int32). Attribute: `strides` of the samples
+// (array of int64).
+XLA_FFI_Error* count_elements_above(const XLA_FFI_CallFrame& frame) {
+  const int64_t count = (frame.args.size - 1) / 2;
+  const int64_t* strides = integers(frame, "strides", count);
+  const XLA_FFI_Buffer& found = result(frame, 0);
+  if (!strides || frame.args.size != 1 + 2 * count ||
+      found.dtype != XLA_FFI_DataType_S32 || elements(found) != count) {
+    return does_not_fit(frame.api);
+  }
+  Shared* shared = make_shared(count);
+  if (!shared) return no_memory(frame.api);
+  Tensors& all = shared->all;
+  all.run = count_above_block;
+  all.strides = strides;
+  all.scalars = {};
+  all.scalars.clip_multiplier = scalar(argument(frame, 0), 0);
+  all.scalars.clip_epsilon = scalar(argument(frame, 0), 1);
+  for (int64_t i = 0; i < count; ++i) {
+    const XLA_FFI_Buffer& sample = argument(frame, 1 + i);
+    const XLA_FFI_Buffer& norm = argument(frame, 1 + count + i);
+    all.kinds[i] = RowOf::dtype(sample.dtype);
+    all.sizes[i] = elements(sample);
+    const int64_t state = RowOf::dtype(norm.dtype);
+    if (all.kinds[i] < 0 || state != (all.kinds[i] == 1) ||
+        all.sizes[i] != sample_size(elements(norm), strides[i])) {
+      release(shared);
+      return strange_dtype(frame.api);
+    }
+    all.gradients[i] = sample.data;
+    all.norms[i] = norm.data;
+  }
+  work_together(frame, shared, static_cast<int32_t*>(found.data));
   return nullptr;
 }
 
@@ -290,5 +340,6 @@ XLA_FFI_Error* add_to_counts(const XLA_FFI_CallFrame& frame) {
 
 KERAS_ADAMAX_HANDLER(keras_adamax_count_nonfinite_in_xla,
                      count_nonfinite_elements)
+KERAS_ADAMAX_HANDLER(keras_adamax_count_above_in_xla, count_elements_above)
 KERAS_ADAMAX_HANDLER(keras_adamax_update_in_xla, update_variables)
 KERAS_ADAMAX_HANDLER(keras_adamax_add_counts_in_xla, add_to_counts)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_adamax import statistics
+from keras_adamax import spikes, statistics
 from keras_adamax.kernels import _neighbours
 from keras_adamax.update_rule import FLOAT32_MAX, Hyperparameters
 
@@ -278,6 +278,36 @@ def are_finite(tensors: Sequence[Tensor], in_slabs: bool) -> Tensor:
     # One entry may be of many tensors.
     most = sum(size * len(same) for size, same in of_size.items())
     return ops.all(ops.equal(totals(found, most), 0))
+
+
+def count_above(
+    gradients: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    strides: Sequence[int],
+    clip_multiplier: Tensor,
+    clip_epsilon: Tensor,
+    in_slabs: bool,
+) -> Tensor:
+    """How many elements of each gradient exceed their bound, int32.
+
+    Args:
+        gradients: Samples, see `spikes.sample_of`.
+        norms: Of the whole variables, before the step.
+        strides: Of the samples.
+        clip_multiplier: Scalar.
+        clip_epsilon: Scalar.
+        in_slabs: As for `parts`.
+    """
+
+    def are_above(g: Tensor, u: Tensor) -> Tensor:
+        return spikes.are_above(g, u, clip_multiplier, clip_epsilon)
+
+    return totals(
+        [
+            parts(are_above, [g, spikes.sample_of(u, stride)], in_slabs)
+            for g, u, stride in zip(gradients, norms, strides, strict=True)
+        ]
+    )
 
 
 def _slabs(x: Tensor, number: int, length: int) -> list[Tensor]:

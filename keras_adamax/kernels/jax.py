@@ -308,19 +308,97 @@ def _are_finite(tensors: list[Tensor], in_slabs: bool) -> Tensor:
     return _xla_form.are_finite(tensors, in_slabs)
 
 
+def can_sample(variable: Any) -> bool:
+    """Whether some elements of a variable can be had without all of it."""
+    del variable
+    # A part of what is spread over devices would gather it.
+    return jax.device_count() == 1
+
+
+def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
+    """The gradients: JAX has no replicas that see only their own."""
+    return list(gradients)
+
+
+def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
+    """A vector of numbers, where `other` is."""
+    del other
+    return jnp.asarray(values, dtype)
+
+
+def count_above(
+    gradients: Sequence[Tensor],
+    norms: Sequence[keras.Variable],
+    strides: Sequence[int],
+    clip_multiplier: Tensor,
+    clip_epsilon: Tensor,
+    kernel: str,
+) -> Tensor:
+    """How many elements of each gradient exceed their bound, int32.
+
+    Args:
+        gradients: Samples, see `spikes.sample_of`.
+        norms: Of the whole variables.
+        strides: Of the samples.
+        clip_multiplier: Scalar in the dtype of the norms.
+        clip_epsilon: Scalar in the dtype of the norms.
+        kernel: The chosen kernel.
+    """
+    values = list(map(_value, norms))
+    on_one_cpu = _is_on_one_cpu()
+    if on_one_cpu and _jax_compiled.serves(kernel, [*gradients, *values]):
+        return _jax_compiled.count_above(
+            gradients, values, strides, clip_multiplier, clip_epsilon
+        )
+    return _count_above(
+        list(gradients),
+        values,
+        clip_multiplier,
+        clip_epsilon,
+        strides=tuple(strides),
+        in_slabs=on_one_cpu,
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("strides", "in_slabs"), inline=True
+)
+def _count_above(
+    gradients: list[Tensor],
+    norms: list[Tensor],
+    clip_multiplier: Tensor,
+    clip_epsilon: Tensor,
+    strides: tuple[int, ...],
+    in_slabs: bool,
+) -> Tensor:
+    return _xla_form.count_above(
+        gradients, norms, strides, clip_multiplier, clip_epsilon, in_slabs
+    )
+
+
 def apply_if(
-    finite: Tensor,
+    is_applied: Tensor,
     optimizer: keras.optimizers.Optimizer,
     apply: Callable[[list, list], None],
     gradients: list,
     variables: list,
-    skipped_steps: keras.Variable,
+    decided: Sequence[tuple[keras.Variable, Tensor]],
 ) -> None:
-    """Calls `apply(gradients, variables)` or counts a skipped step."""
-    state = [v for v in optimizer.variables if v is not skipped_steps]
+    """Calls `apply(gradients, variables)`, or changes nothing.
+
+    Args:
+        is_applied: Boolean scalar: whether it is called.
+        optimizer: The optimizer.
+        apply: Its update.
+        gradients: For `apply`.
+        variables: For `apply`.
+        decided: Variables of the optimizer that hold what was decided, which
+            `apply` does not change, and the values that they get.
+    """
+    own = {id(variable) for variable, _ in decided}
+    state = [v for v in optimizer.variables if id(v) not in own]
     state += optimizer._trainable_variables
     before = [v.value for v in state]
-    skipped = skipped_steps.value
 
     def assign(values: Sequence[Tensor]) -> None:
         for variable, value in zip(state, values, strict=True):
@@ -335,22 +413,23 @@ def apply_if(
         del gradients
         return values
 
-    if not isinstance(finite, Tracer):
-        if finite:
+    if not isinstance(is_applied, Tracer):
+        if is_applied:
             apply(gradients, variables)
     elif _is_on_cpu():
         # In place, where a selection keeps a copy of all that it may restore.
-        assign(jax.lax.cond(finite, updated, unchanged, before, gradients))
+        assign(jax.lax.cond(is_applied, updated, unchanged, before, gradients))
     else:
         # A branch makes a GPU wait for the host.
         values = updated(before, gradients)
         assign(
             [
-                jnp.where(finite, value, old)
+                jnp.where(is_applied, value, old)
                 for value, old in zip(values, before, strict=True)
             ]
         )
-    skipped_steps.assign(skipped + (1 - finite.astype(skipped.dtype)))
+    for variable, value in decided:
+        variable.assign(value)
 
 
 def measure(

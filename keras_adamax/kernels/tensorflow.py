@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.saved_model import save_context
 
+from keras_adamax import spikes
 from keras_adamax.kernels import (
     Step,
     _tensorflow_compiled,
@@ -283,13 +284,9 @@ def is_replicated() -> bool:
 def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
     """Whether all elements are finite, after the sum over replicas."""
     if _is_one_of_many_replicas():
-        # The sum that Keras is going to take; of sparse gradients it is the
-        # rows of all replicas, which the update sums by index.
-        gradients = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, list(gradients)
-        )
         gradients = [
-            summed_rows(g)[1] if is_sparse(g) else g for g in gradients
+            summed_rows(g)[1] if is_sparse(g) else g
+            for g in sum_over_replicas(gradients)
         ]
     values = [g.values if is_sparse(g) else g for g in gradients]
     are_known = all(value.shape.is_fully_defined() for value in values)
@@ -315,34 +312,166 @@ def _finiteness(*specifications: tf.TensorSpec) -> Callable[..., Tensor]:
         return are_finite.get_concrete_function(list(specifications))
 
 
+def can_sample(variable: Any) -> bool:
+    """Whether some elements of a variable can be had without all of it."""
+    del variable
+    return True
+
+
+def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
+    """The sums that Keras is going to take.
+
+    Of sparse gradients they are the rows of all replicas, which the update
+    sums by index.
+    """
+    if not gradients or not _is_one_of_many_replicas():
+        return list(gradients)
+    return tf.distribute.get_replica_context().all_reduce(
+        tf.distribute.ReduceOp.SUM, list(gradients)
+    )
+
+
+def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
+    """A vector of numbers, where `other` is."""
+    del other
+    return tf.constant(values, dtype)
+
+
+def count_above(
+    gradients: Sequence[Tensor],
+    norms: Sequence[Any],
+    strides: Sequence[int],
+    clip_multiplier: Tensor,
+    clip_epsilon: Tensor,
+    kernel: str,
+) -> Tensor:
+    """How many elements of each gradient exceed their bound, int32.
+
+    Args:
+        gradients: Samples, see `spikes.sample_of`.
+        norms: Of the whole variables.
+        strides: Of the samples.
+        clip_multiplier: Scalar in the dtype of the norms.
+        clip_epsilon: Scalar in the dtype of the norms.
+        kernel: The chosen kernel.
+    """
+    for gradient, norm, stride in zip(gradients, norms, strides, strict=True):
+        if stride == 1:
+            gradient.set_shape(norm.shape)
+        else:
+            gradient.set_shape((spikes.sample_size(norm.shape, stride),))
+    if not is_replicated():
+        form = _form(kernel, [*norms, *gradients])
+        count = {
+            _OPERATION: _tensorflow_compiled.count_above,
+            _CALLS: _tensorflow_in_xla.count_above,
+        }.get(form)
+        if count is not None:
+            return count(
+                gradients, norms, strides, clip_multiplier, clip_epsilon
+            )
+    values = [tf.convert_to_tensor(norm) for norm in norms]
+    arguments = (list(gradients), values, clip_multiplier, clip_epsilon)
+    if _has_xla():
+        specifications = tf.nest.map_structure(_specification, arguments)
+        return _counting(
+            tuple(strides), *map(tuple, specifications[:2]), specifications[2:]
+        )(*arguments)
+    return tf.stack(
+        [
+            tf.reduce_sum(
+                tf.cast(
+                    spikes.are_above(
+                        g,
+                        spikes.sample_of(u, stride),
+                        clip_multiplier,
+                        clip_epsilon,
+                    ),
+                    tf.int32,
+                )
+            )
+            for g, u, stride in zip(gradients, values, strides, strict=True)
+        ]
+    )
+
+
+@functools.cache
+def _counting(
+    strides: tuple[int, ...],
+    gradients: tuple[tf.TensorSpec, ...],
+    norms: tuple[tf.TensorSpec, ...],
+    scalars: tuple[tf.TensorSpec, ...],
+) -> Callable[..., Tensor]:
+    @functools.partial(tf.function, autograph=False, jit_compile=True)
+    def count_above(
+        gradients: list[Tensor],
+        norms: list[Tensor],
+        clip_multiplier: Tensor,
+        clip_epsilon: Tensor,
+    ) -> Tensor:
+        return _xla_form.count_above(
+            gradients,
+            norms,
+            strides,
+            clip_multiplier,
+            clip_epsilon,
+            _is_on_cpu(),
+        )
+
+    with tf.init_scope():
+        return count_above.get_concrete_function(
+            list(gradients), list(norms), *scalars
+        )
+
+
 def apply_if(
-    finite: Tensor,
+    is_applied: Tensor,
     optimizer: keras.optimizers.Optimizer,
     apply: Callable[[list, list], None],
     gradients: list,
     variables: list,
-    skipped_steps: keras.Variable,
+    decided: Sequence[tuple[keras.Variable, Tensor]],
 ) -> None:
-    """Calls `apply(gradients, variables)` or counts a skipped step."""
+    """Calls `apply(gradients, variables)`, or changes nothing.
 
+    Args:
+        is_applied: Boolean scalar: whether it is called.
+        optimizer: The optimizer.
+        apply: Its update.
+        gradients: For `apply`.
+        variables: For `apply`.
+        decided: Variables of the optimizer that hold what was decided, which
+            `apply` does not change, and the values that they get.
+    """
+    _branch(is_applied, apply, gradients, variables)
+    for variable, value in decided:
+        variable.assign(value)
+
+
+def _branch(
+    is_applied: Tensor,
+    apply: Callable[[list, list], None],
+    gradients: list,
+    variables: list,
+) -> None:
     def skip() -> None:
-        skipped_steps.assign_add(1)
+        pass
 
     if not _needs_merge_call():
-        tf.cond(finite, lambda: apply(gradients, variables), skip)
+        tf.cond(is_applied, lambda: apply(gradients, variables), skip)
         return
 
     def in_cross_replica_context(
         distribution: tf.distribute.Strategy,
-        finite: Any,
+        is_applied: Any,
         gradients: list,
         variables: list,
     ) -> None:
         # A branch that merges replicas must itself be taken outside of them;
         # Keras's LossScaleOptimizer does the same.
-        finite = distribution.experimental_local_results(finite)[0]
+        is_applied = distribution.experimental_local_results(is_applied)[0]
         tf.cond(
-            finite,
+            is_applied,
             lambda: distribution.extended.call_for_each_replica(
                 apply, args=(gradients, variables)
             ),
@@ -350,7 +479,7 @@ def apply_if(
         )
 
     tf.distribute.get_replica_context().merge_call(
-        in_cross_replica_context, args=(finite, gradients, variables)
+        in_cross_replica_context, args=(is_applied, gradients, variables)
     )
 
 

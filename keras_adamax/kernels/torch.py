@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import torch
 
+from keras_adamax import spikes
 from keras_adamax.kernels import (
     Step,
     _torch_compiled,
@@ -17,6 +18,7 @@ from keras_adamax.kernels import (
     _torch_eager,
     _torch_tensors,
 )
+from keras_adamax.update_rule import FLOAT32_MAX
 
 Tensor = Any
 
@@ -168,16 +170,71 @@ def is_finite(gradients: Sequence[Any], kernel: str) -> Tensor:
     return torch.tensor(all(torch.isfinite(value).all() for value in values))
 
 
+def can_sample(variable: Any) -> bool:
+    """Whether some elements of a variable can be had without all of it."""
+    return _torch_tensors.is_plain(variable.value)
+
+
+def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
+    """The gradients: what torch gives is the same for all replicas."""
+    return list(gradients)
+
+
+def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
+    """A vector of numbers, where `other` is."""
+    return _torch_tensors.constants(values, dtype, other.device)
+
+
+@torch.compiler.disable
+def count_above(
+    gradients: Sequence[Tensor],
+    norms: Sequence[Any],
+    strides: Sequence[int],
+    clip_multiplier: Tensor,
+    clip_epsilon: Tensor,
+    kernel: str,
+) -> Tensor:
+    """How many elements of each gradient exceed their bound, int32.
+
+    Args:
+        gradients: Samples, see `spikes.sample_of`.
+        norms: Of the whole variables.
+        strides: Of the samples.
+        clip_multiplier: Scalar in the dtype of the norms.
+        clip_epsilon: Scalar in the dtype of the norms.
+        kernel: The chosen kernel.
+    """
+    values = [norm.value for norm in norms]
+    if (
+        all(
+            _is_host(x.device) and _torch_tensors.is_plain(x)
+            for x in (*gradients, *values)
+        )
+        and all(value.is_contiguous() for value in values)
+        and _torch_compiled.serves(kernel, [*gradients, *values])
+    ):
+        return _torch_compiled.count_above(
+            gradients, values, strides, clip_multiplier, clip_epsilon
+        )
+    found = []
+    for g, value, stride in zip(gradients, values, strides, strict=True):
+        # `clamp` takes a number, where a tensor would be copied to a device.
+        bound = clip_multiplier * spikes.sample_of(value, stride) + clip_epsilon
+        is_above = g.to(bound.dtype).abs() > bound.clamp(max=FLOAT32_MAX)
+        found.append(is_above.sum(dtype=torch.int32))
+    return torch.stack(found)
+
+
 @torch.compiler.disable
 def apply_if(
-    finite: Tensor,
+    is_applied: Tensor,
     optimizer: Any,
     apply: Callable[[list, list | None], None],
     gradients: list,
     variables: list | None,
-    skipped_steps: keras.Variable,
+    decided: Sequence[tuple[keras.Variable, Tensor]],
 ) -> None:
-    """Calls `apply(gradients, variables)` or counts a skipped step.
+    """Calls `apply(gradients, variables)`, or changes nothing.
 
     On the CPU the host decides. Elsewhere it would have to wait for the
     device: the update is made, and each kernel selects between its old and new
@@ -185,19 +242,38 @@ def apply_if(
     more than our update changes something (weight decay, a moving average,
     accumulation, constraints) or something else makes the update (sparse rows,
     the reference), the host waits: less than a copy of all that would cost.
+
+    Args:
+        is_applied: Boolean scalar: whether it is called.
+        optimizer: The optimizer.
+        apply: Its update.
+        gradients: For `apply`.
+        variables: For `apply`.
+        decided: Variables of the optimizer that hold what was decided, which
+            `apply` does not change, and the values that they get.
     """
-    if _is_host(finite.device) or not _can_select(
+    if _is_host(is_applied.device) or not _can_select(
         optimizer, gradients, variables
     ):
-        if finite:
+        if is_applied:
             apply(gradients, variables)
-        else:
-            skipped_steps.assign_add(1)
-        return
+    else:
+        _apply_or_select(is_applied, optimizer, apply, gradients, variables)
+    for variable, value in decided:
+        variable.assign(value)
+
+
+def _apply_or_select(
+    is_applied: Tensor,
+    optimizer: Any,
+    apply: Callable[[list, list | None], None],
+    gradients: list,
+    variables: list | None,
+) -> None:
     state = {id(v) for v in (*optimizer._momentums, *optimizer._norms)}
     small = [v.value for v in optimizer.variables if id(v) not in state]
     kept = [(value, value._version, value.clone()) for value in small]
-    token = _allowed.set(finite)
+    token = _allowed.set(is_applied)
     try:
         apply(gradients, variables)
     finally:
@@ -205,8 +281,7 @@ def apply_if(
     for value, version, old in kept:
         # Who is written to is read again: exclusions, which would wait.
         if value._version != version:
-            value.copy_(torch.where(finite, value, old))
-    skipped_steps.assign_add((~finite).to(skipped_steps.value.dtype))
+            value.copy_(torch.where(is_applied, value, old))
 
 
 def _can_select(

@@ -4,8 +4,6 @@ import errno
 import json
 import math
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -31,27 +29,7 @@ KILL_SEEDS = os.environ.get("KERAS_ADAMAX_KILL_SEEDS", "0").split()
 @pytest.mark.parametrize("seed", KILL_SEEDS)
 def test_killed_at_random_moments(seed, tmp_path):
     kills = 7
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.callbacks.kill_script",
-            str(tmp_path),
-            seed,
-            str(kills),
-        ],
-        env=os.environ
-        | {
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = training.run_script("kill_script", tmp_path, seed, kills)
     assert told["kills"] >= 6
     # They hit it in different epochs.
     assert len(set(told["last epochs seen"])) >= 4
@@ -145,21 +123,6 @@ def assert_same(one, other):
         assert one == other
 
 
-class Stop(keras.callbacks.Callback):
-    """Ends a `fit` as Ctrl-C does."""
-
-    def __init__(self, epoch, batch):
-        super().__init__()
-        self.at = (epoch, batch)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if (self.epoch, batch) == self.at:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What comes of a run that nobody disturbs."""
@@ -174,7 +137,7 @@ class TestStopped:
     def test_and_resumed(self, at, whole, tmp_path):
         run = Run(tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            run.fit(Stop(*at))
+            run.fit(training.Stop(*at))
         history = run.fit()
         assert_same(whole, run.outcome(history))
         assert not (tmp_path / "backup").exists()
@@ -182,7 +145,7 @@ class TestStopped:
     def test_and_resumed_by_the_same_logger(self, whole, tmp_path):
         run = Run(tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            run.fit(Stop(2, 4))
+            run.fit(training.Stop(2, 4))
         loggers, run.loggers = run.loggers, None
         history = training.fit(
             run.model,
@@ -201,7 +164,7 @@ class TestStopped:
     def test_the_next_fit_begins_at_its_beginning(self, tmp_path):
         run = Run(tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            run.fit(Stop(2, 4))
+            run.fit(training.Stop(2, 4))
         run.fit()
         history = run.fit(epochs=2, new_process=False)
         assert history.epoch == [0, 1]
@@ -214,7 +177,7 @@ class TestStopped:
         # As in Keras; the batches that were trained are trained again.
         run = Run(tmp_path, save_freq=4)
         with pytest.raises(KeyboardInterrupt):
-            run.fit(Stop(2, 5))  # backups at batches 4, 8, 12, 16
+            run.fit(training.Stop(2, 5))  # backups at batches 4, 8, 12, 16
         state = _generations.Generations(tmp_path / "backup")
         saved = state.read(state.paths()[0])
         assert (saved["epoch"], saved["batch"], saved["step"]) == (2, 4, 16)
@@ -263,7 +226,7 @@ def test_a_crash_at_any_step_of_a_backup(whole, tmp_path, monkeypatch):
     first = Run(tmp_path / "counted")
     first.folder.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        first.fit(Stop(3, 0))
+        first.fit(training.Stop(3, 0))
     in_one = len(calls) // 3
     assert {"sync", "sync_folder", "rename", "rmtree"} == set(calls)
     names = list(calls)
@@ -337,7 +300,7 @@ class TestFullDisk:
 
         def stopped():
             with pytest.raises(KeyboardInterrupt):
-                run.fit(Stop(3, 2))
+                run.fit(training.Stop(3, 2))
 
         self.warning(stopped)
         assert int(run.model.optimizer.iterations) == 20
@@ -416,7 +379,7 @@ class TestDamage:
     def stopped(self, tmp_path):
         run = Run(tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            run.fit(Stop(3, 2))
+            run.fit(training.Stop(3, 2))
         paths = _generations.Generations(tmp_path / "backup").paths()
         assert len(paths) == 2
         return run, paths
@@ -540,7 +503,7 @@ def test_with_keras_optimizers_and_without_loggers(tmp_path):
         backup = AtomicBackup(folder)
         if stop:
             with pytest.raises(KeyboardInterrupt):
-                training.fit(model, [backup, Stop(2, 1)], epochs=3)
+                training.fit(model, [backup, training.Stop(2, 1)], epochs=3)
             model = training.make_model(optimizer=keras.optimizers.Adam(0.01))
         history = training.fit(model, [backup], epochs=3)
         return history.history["loss"], training.weights_of(model)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_adamax import AdamaxClipped, ClipRateLogger
+from keras_adamax import AdamaxClipped, ClipRateLogger, TargetClipRate
 from tests.callbacks import training
 
 # float32 rounds the bound once a step.
@@ -230,6 +230,38 @@ def test_without_clipping_rates_are_zero():
     history = training.fit(model, [logger])
     assert history.history["clip_rate"] == [0.0]
     assert training.values(logger.records, quantity="clip_rate") == [0.0] * 5
+
+
+class TestTarget:
+    @staticmethod
+    def fit(y, batches, update_freq):
+        """Trains on inputs of 0, so that only the bias has a gradient."""
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(AdamaxClipped(clip_multiplier=TargetClipRate(0.2)), "mse")
+        model.fit(
+            np.zeros((batches, 2)),
+            np.full((batches, 1), y),
+            batch_size=1,
+            epochs=2,
+            verbose=0,
+            callbacks=[ClipRateLogger(update_freq)],
+        )
+        return model.optimizer
+
+    def test_one_warning_says_that_it_is_out_of_reach(self):
+        with pytest.warns(UserWarning, match="cannot reach") as caught:
+            optimizer = self.fit(0.0, batches=100, update_freq=50)
+        assert optimizer.current_clip_multiplier() == pytest.approx(1.0001)
+        texts = [str(warning.message) for warning in caught]
+        [text] = [text for text in texts if "cannot reach" in text]
+        assert "its target of 0.2 for the clip rate" in text
+        assert "since the last record it was 0, " in text
+
+    def test_a_rate_below_it_alone_is_no_reason(self):
+        # A warning would be an error.
+        optimizer = self.fit(0.0, batches=20, update_freq="epoch")
+        assert optimizer.clip_rate() == 0.0
+        assert optimizer.current_clip_multiplier() > 1.001
 
 
 def test_excluded_variables_have_no_rate():

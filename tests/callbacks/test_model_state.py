@@ -1,9 +1,6 @@
 """All that trains a model is restored: each optimizer, and its averages."""
 
-import json
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -14,21 +11,6 @@ from keras_adamax.callbacks import _generations, _model_state
 from tests.callbacks import gan, training
 
 EPOCHS = 4
-
-
-class Stop(keras.callbacks.Callback):
-    """Ends a `fit` as Ctrl-C does."""
-
-    def __init__(self, epoch, batch=0):
-        super().__init__()
-        self.at = (epoch, batch)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if (self.epoch, batch) == self.at:
-            raise KeyboardInterrupt
 
 
 def assert_same(one, other):
@@ -43,25 +25,7 @@ def assert_same(one, other):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_and_resumed(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.callbacks.state_kill_script",
-            str(tmp_path),
-        ],
-        env=os.environ
-        | {
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = training.run_script("state_kill_script", tmp_path)
     assert len(told) == 4
     for scenario, result in told.items():
         assert result["values"] > 100, scenario
@@ -99,7 +63,7 @@ class TestOptimizersOfOneModel:
             return gan.state_of(model), history.history["d_loss"], model
 
         state, losses, _ = fit([])
-        interrupted(fit, Stop(2, 1), AtomicBackup(tmp_path / "backup"))
+        interrupted(fit, training.Stop(2, 1), AtomicBackup(tmp_path / "backup"))
         resumed, resumed_losses, model = fit(
             [AtomicBackup(tmp_path / "backup")]
         )
@@ -120,13 +84,13 @@ class TestOptimizersOfOneModel:
             return gan.state_of(model)
 
         state = fit([])
-        interrupted(fit, Stop(2, 1), AtomicBackup(tmp_path / "backup"))
+        interrupted(fit, training.Stop(2, 1), AtomicBackup(tmp_path / "backup"))
         assert_same(state, fit([AtomicBackup(tmp_path / "backup")]))
 
     def stopped(self, tmp_path):
         interrupted(
             lambda callbacks: gan.fit(gan.make(ADAM), callbacks, EPOCHS),
-            Stop(2, 1),
+            training.Stop(2, 1),
             AtomicBackup(tmp_path / "backup"),
         )
         return AtomicBackup(tmp_path / "backup")
@@ -216,12 +180,12 @@ class TestVariablesThatTheModelDoesNotHold:
     def test_are_backed_up_and_restored(self, tmp_path):
         state = self.fit(True)
         with pytest.raises(KeyboardInterrupt):
-            self.fit(True, AtomicBackup(tmp_path / "b"), Stop(2, 3))
+            self.fit(True, AtomicBackup(tmp_path / "b"), training.Stop(2, 3))
         assert_same(state, self.fit(True, AtomicBackup(tmp_path / "b")))
 
     def test_are_an_error_where_the_optimizer_is_not_built(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
-            self.fit(False, AtomicBackup(tmp_path / "b"), Stop(2, 3))
+            self.fit(False, AtomicBackup(tmp_path / "b"), training.Stop(2, 3))
         with pytest.raises(ValueError) as caught:
             self.fit(False, AtomicBackup(tmp_path / "b"))
         text = str(caught.value)
@@ -238,6 +202,18 @@ def with_averages(kind):
     if kind == "scaled":
         return keras.optimizers.LossScaleOptimizer(adam)
     return adam
+
+
+def test_swapped_averages_are_resumed(tmp_path):
+    def fit(callbacks):
+        model = training.make_model(optimizer=with_averages("ours"))
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        training.fit(model, [swap, *callbacks], epochs=3)
+        return training.state_of(model)
+
+    state = fit([])
+    interrupted(fit, training.Stop(1, 1), AtomicBackup(tmp_path / "b"))
+    assert_same(state, fit([AtomicBackup(tmp_path / "b")]))
 
 
 @pytest.mark.slow
@@ -276,7 +252,7 @@ class TestSwappedAverages:
         # By batches, the last backup is of the second epoch's end as well.
         interrupted(
             lambda all_callbacks: self.fit(all_callbacks, kind),
-            Stop(2, 1),
+            training.Stop(2, 1),
             *callbacks(AtomicBackup(tmp_path / "b", save_freq)),
         )
         resumed, resumed_history = self.fit(
@@ -295,7 +271,7 @@ class TestSwappedAverages:
         backup = AtomicBackup(tmp_path / "b", 4)
         interrupted(
             self.fit,
-            Stop(2, 5),
+            training.Stop(2, 5),
             Look(),
             *self.callbacks("in front", backup),
         )
@@ -310,7 +286,7 @@ class TestSwappedAverages:
         # averages end in the model all the same.
         interrupted(
             self.fit,
-            Stop(2, 1),
+            training.Stop(2, 1),
             *self.callbacks("in front", AtomicBackup(tmp_path / "b")),
         )
         state, _ = self.fit([])
@@ -360,7 +336,9 @@ class TestAnotherModel:
         backup = AtomicBackup(tmp_path / "b")
         with pytest.raises(KeyboardInterrupt):
             training.fit(
-                training.make_model(), [backup, Stop(2, 1)], epochs=EPOCHS
+                training.make_model(),
+                [backup, training.Stop(2, 1)],
+                epochs=EPOCHS,
             )
         return AtomicBackup(tmp_path / "b")
 
@@ -404,7 +382,7 @@ class TestAnotherModel:
             return training.state_of(model)
 
         state = fit([])
-        interrupted(fit, Stop(2, 1), AtomicBackup(tmp_path / "b"))
+        interrupted(fit, training.Stop(2, 1), AtomicBackup(tmp_path / "b"))
         assert_same(state, fit([AtomicBackup(tmp_path / "b")]))
 
     def test_of_other_random_layers_is_refused(self, tmp_path):
@@ -445,14 +423,14 @@ class TestInitialEpoch:
             )
 
         with pytest.raises(KeyboardInterrupt):
-            fit(AtomicBackup(tmp_path / "b"), Stop(2, 1))
+            fit(AtomicBackup(tmp_path / "b"), training.Stop(2, 1))
         assert fit(AtomicBackup(tmp_path / "b")).epoch == [1, 2, 3]
 
     def test_that_skips_epochs_is_refused(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             training.fit(
                 training.make_model(),
-                [AtomicBackup(tmp_path / "b", 2), Stop(0, 3)],
+                [AtomicBackup(tmp_path / "b", 2), training.Stop(0, 3)],
                 epochs=EPOCHS,
             )
         with pytest.raises(ValueError, match="`initial_epoch` must be that of"):
@@ -468,7 +446,9 @@ class TestInitialEpoch:
         backup = AtomicBackup(tmp_path / "b")
         for epoch in (1, 2):
             with pytest.raises(KeyboardInterrupt):
-                training.fit(model, [backup, Stop(epoch, 1)], epochs=EPOCHS)
+                training.fit(
+                    model, [backup, training.Stop(epoch, 1)], epochs=EPOCHS
+                )
         assert training.fit(model, [], epochs=2).epoch == [0, 1]
 
 
@@ -485,7 +465,7 @@ def test_a_backup_of_an_earlier_version_is_restored(tmp_path):
     state = fit(swap())
     backup = AtomicBackup(tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
-        fit(swap(), backup, Stop(2, 1))
+        fit(swap(), backup, training.Stop(2, 1))
     generations = _generations.Generations(tmp_path / "b")
     for path in generations.paths():
         content = generations.read(path)

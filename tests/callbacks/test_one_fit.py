@@ -17,21 +17,6 @@ from tests.callbacks import training
 LOGGERS = pytest.mark.parametrize("logger", [ClipRateLogger, WeightDeltaLogger])
 
 
-class Stop(keras.callbacks.Callback):
-    """Ends a `fit` as Ctrl-C does, before a batch of an epoch."""
-
-    def __init__(self, epoch, batch=3):
-        super().__init__()
-        self.at = (epoch, batch)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if (self.epoch, batch) == self.at:
-            raise KeyboardInterrupt
-
-
 class Composite(keras.callbacks.Callback):
     """Hands its hooks on to others."""
 
@@ -101,7 +86,9 @@ class TestRefused:
         with pytest.raises(ValueError, match="must stand behind"):
             training.fit(model, [backup, Composite(held)])
         with pytest.raises(KeyboardInterrupt):
-            training.fit(model, [Composite(held), backup, Stop(2)], epochs=4)
+            training.fit(
+                model, [Composite(held), backup, training.Stop(2, 3)], epochs=4
+            )
         again = logger()
         training.fit(model, [Composite(again), backup], epochs=4)
         assert steps(again) == [(0, 6), (0, 12), (0, 18), (0, 24)]
@@ -128,10 +115,10 @@ class TestResumedWithNewLoggers:
         backup = AtomicBackup(tmp_path / "b")
         old = [logger(update_freq), logger(5)]
         with pytest.raises(KeyboardInterrupt):
-            training.fit(model, [*old, backup, Stop(1)], epochs=4)
+            training.fit(model, [*old, backup, training.Stop(1, 3)], epochs=4)
         older = [logger(update_freq), logger(5)]
         with pytest.raises(KeyboardInterrupt):
-            training.fit(model, [*older, backup, Stop(3)], epochs=4)
+            training.fit(model, [*older, backup, training.Stop(3, 3)], epochs=4)
         # In another order: each has the records of its like.
         new = [logger(5), logger(update_freq)]
         training.fit(model, [*new, backup], epochs=4)
@@ -170,7 +157,7 @@ class TestResumedWithNewLoggers:
         backup = AtomicBackup(tmp_path / "b")
         old = [ClipRateLogger(4), ClipRateLogger()]
         with pytest.raises(KeyboardInterrupt):
-            training.fit(model, [*old, backup, Stop(2)], epochs=3)
+            training.fit(model, [*old, backup, training.Stop(2, 3)], epochs=3)
         new = [ClipRateLogger(), ClipRateLogger(3)]
         training.fit(model, [*new, backup], epochs=3)
         assert steps(new[0]) == [(0, 6), (0, 12), (0, 18)]
@@ -180,8 +167,10 @@ class TestResumedWithNewLoggers:
         model = training.make_model()
         backup = AtomicBackup(tmp_path / "b")
         with pytest.raises(KeyboardInterrupt):
-            training.fit(model, [ClipRateLogger(), backup, Stop(1)], epochs=3)
-        for stop in (Stop(2), Stop(9)):
+            training.fit(
+                model, [ClipRateLogger(), backup, training.Stop(1, 3)], epochs=3
+            )
+        for stop in (training.Stop(2, 3), training.Stop(9, 3)):
             new = [ClipRateLogger(), ClipRateLogger(2)]
             with (
                 pytest.raises(KeyboardInterrupt)
@@ -203,7 +192,7 @@ class TestTwoModels:
         backup = AtomicBackup(tmp_path / "b")
         shared = logger(filename=file)
         with pytest.raises(KeyboardInterrupt):
-            training.fit(one, [shared, backup, Stop(2)], epochs=4)
+            training.fit(one, [shared, backup, training.Stop(2, 3)], epochs=4)
         training.fit(other, [shared], epochs=3)
         if is_new:
             shared = logger(filename=file)
@@ -228,7 +217,7 @@ class TestTwoModels:
         one, other = training.make_model(), training.make_model()
         backup = AtomicBackup(tmp_path / "b")
         with pytest.raises(KeyboardInterrupt):
-            training.fit(one, [logger(), backup, Stop(2)], epochs=3)
+            training.fit(one, [logger(), backup, training.Stop(2, 3)], epochs=3)
         other.layers[0].kernel.assign(other.layers[0].kernel * 2)
         shared = logger()
         training.fit(other, [shared], epochs=2)
@@ -266,7 +255,7 @@ class TestTwoModels:
         callbacks = [outer, TrainAnother(), outer_backup]
         model = training.make_model()
         with pytest.raises(KeyboardInterrupt):
-            training.fit(model, [*callbacks, Stop(2)], epochs=3)
+            training.fit(model, [*callbacks, training.Stop(2, 3)], epochs=3)
         new = WeightDeltaLogger()
         training.fit(model, [new, *callbacks[1:]], epochs=3)
         assert steps(new) == [(0, 6), (0, 12), (0, 18)]
@@ -335,7 +324,7 @@ class TestMadeAnew:
         first, own = unnamed_model(), logger(**arguments)
         backup = AtomicBackup(tmp_path / "b")
         with pytest.raises(KeyboardInterrupt):
-            training.fit(first, [own, backup, Stop(1, 3)], epochs=2)
+            training.fit(first, [own, backup, training.Stop(1, 3)], epochs=2)
         recorded = [variable.path for variable in first.trainable_variables]
         second = unnamed_model()
         if is_new:

@@ -251,15 +251,12 @@ def test_models_with_few_weights_or_none(kind, with_events, tmp_path):
             WeightDeltaLogger(),
         ]
 
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
     backup = AtomicBackup(tmp_path / "b", 3)
     with pytest.raises(KeyboardInterrupt):
         training.fit(
-            weightless(kind), [*loggers(None), backup, Stop()], epochs=2
+            weightless(kind),
+            [*loggers(None), backup, training.Stop(1, 0)],
+            epochs=2,
         )
     rates, deltas, by_epoch = again = loggers()
     model = weightless(kind)

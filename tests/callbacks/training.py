@@ -1,5 +1,10 @@
 """Tiny models and data for the loggers to observe."""
 
+import json
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 
@@ -95,6 +100,39 @@ class WeightWatcher(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.weights.append(weights_of(self.model))
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a `fit` as Ctrl-C does, before a batch of an epoch."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = (epoch, batch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise KeyboardInterrupt
+
+
+def run_script(name, *arguments):
+    """What a script of this folder prints last, as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.callbacks.{name}", *map(str, arguments)],
+        env=os.environ
+        | {
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def rows(records, **conditions):

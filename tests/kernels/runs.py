@@ -30,6 +30,7 @@ OPTIONS = {
     },
     "accumulated": {"gradient_accumulation_steps": 3},
     "skipping": {"skip_nonfinite": True},
+    "gated": {"spike_threshold": 0.3, "clip_epsilon": 1.0},
     "scaled": {"loss_scale_factor": 4.0, "global_clipnorm": 1000.0},
 }
 PRECISION = {"float32": 2.0**-24, "float64": 2.0**-53}

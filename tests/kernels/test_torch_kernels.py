@@ -469,6 +469,12 @@ class TestWaiting:
             "skip_nonfinite": True,
             "exclude_from_clipping": ["weight_1", "weight_4"],
         },
+        "gated": {"spike_threshold": 0.2},
+        "gated, excluded": {
+            "spike_threshold": 0.2,
+            "skip_nonfinite": True,
+            "exclude_from_clipping": ["weight_1", "weight_4"],
+        },
     }
 
     @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))

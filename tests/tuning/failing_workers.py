@@ -17,11 +17,11 @@ from keras_adamax_tuning import _workers
 TEXT = "x" * 200_000 + " is the end"
 
 
-def long_text(settings):
+def long_text(settings, number):
     raise ValueError(TEXT)
 
 
-def both_long_texts(settings):
+def both_long_texts(settings, number):
     """Neither sends before both are about to."""
     (settings.folder / f"{os.getpid()}").touch()
     while len(list(settings.folder.iterdir())) < 2:
@@ -29,7 +29,7 @@ def both_long_texts(settings):
     raise ValueError(TEXT)
 
 
-def long_traceback(settings):
+def long_traceback(settings, number):
     # One level for each cause, each with a text of its own.
     error = ValueError(TEXT[:50_000])
     for number in range(10):
@@ -49,7 +49,7 @@ class Unpicklable(ValueError):
         raise TypeError("cannot be pickled")
 
 
-def unpicklable(settings):
+def unpicklable(settings, number):
     raise Unpicklable("this", "that")
 
 
@@ -58,11 +58,11 @@ class Mute(ValueError):
         raise RuntimeError("no text")
 
 
-def mute(settings):
+def mute(settings, number):
     raise Mute
 
 
-def surrogates(settings):
+def surrogates(settings, number):
     raise ValueError("\udcff a file's name")
 
 
@@ -74,7 +74,7 @@ def _is_first(settings):
     return True
 
 
-def killed_while_sending(settings):
+def killed_while_sending(settings, number):
     if not _is_first(settings):
         return
     say = _workers._say
@@ -93,7 +93,7 @@ def killed_while_sending(settings):
     raise ValueError(TEXT)
 
 
-def killed_with_a_child_that_lives(settings):
+def killed_with_a_child_that_lives(settings, number):
     """A data loader, say: it holds the pipe open."""
     if not _is_first(settings):
         return
@@ -111,13 +111,14 @@ def main():
 
     said, raised = [], None
     try:
-        _workers.run_workers(
-            getattr(failing_workers, name),
-            types.SimpleNamespace(folder=folder),
-            2,
-            lambda: None,
-            said.append,
-        )
+        with _workers.started(2, failing_workers.__name__) as workers:
+            _workers.run_workers(
+                getattr(failing_workers, name),
+                types.SimpleNamespace(folder=folder),
+                workers,
+                lambda: None,
+                said.append,
+            )
     except Exception as error:
         raised = error
     (folder / "over").touch()

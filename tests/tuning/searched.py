@@ -1,15 +1,17 @@
 """What the searches in the tests search; imported by their processes, too."""
 
+import multiprocessing
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import keras
 import keras_tuner
 import numpy as np
 
-from keras_adamax_tuning import AdamaxClippedSpace
+from keras_adamax_tuning import AdamaxClippedSpace, run_search
 
 SPACE = AdamaxClippedSpace(
     learning_rate=(1e-3, 1e-1),
@@ -23,6 +25,22 @@ SPACE = AdamaxClippedSpace(
     weight_decay=None,
 )
 OTHER_SPACE = AdamaxClippedSpace(learning_rate=(1e-3, 1.0))
+# What a search draws.
+FIGURES = ["hyperparameters", "importance", "parallel_coordinates", "scores"]
+
+
+def search(output, **changes):
+    """Runs a search of two short trials; returns its result."""
+    arguments = {
+        "space": SPACE,
+        "max_trials": 2,
+        "epochs": 1,
+        "sampler": "random",
+        "seed": 0,
+        "verbose": False,
+        **changes,
+    }
+    return run_search(build_model, load_data, output=output, **arguments)
 
 
 def build_model(hp):
@@ -41,6 +59,62 @@ def load_data():
 def other_data():
     x, y = load_data()
     return x, y + 1
+
+
+def is_worker():
+    return multiprocessing.parent_process() is not None
+
+
+def tells():
+    """Notes who loads the data, and which workers there are then."""
+    if not is_worker():
+        wait_until_idle(multiprocessing.active_children())
+    with open(os.environ["TOLD"], "a") as file:
+        name = multiprocessing.current_process().name
+        print(name, len(multiprocessing.active_children()), file=file)
+    return load_data()
+
+
+def wait_until_idle(processes):
+    """Waits until processes have imported what they import."""
+    before = None
+    while True:
+        # State, and time that was computed, in user code and in the kernel.
+        now = [
+            Path(f"/proc/{process.pid}/stat")
+            .read_text()
+            .rpartition(")")[2]
+            .split()[0:13:6]
+            for process in processes
+        ]
+        if now == before and all(part[0] == "S" for part in now):
+            return
+        before = now
+        time.sleep(1)
+
+
+def tells_and_fails():
+    tells()
+    raise KeyError("no data")
+
+
+def hangs():
+    """Waits for ever in the parent, beside a process that it has forked."""
+    if os.fork() == 0:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(300)
+        os._exit(0)
+    wait_until_idle(multiprocessing.active_children())
+    Path(os.environ["TOLD"]).touch()
+    time.sleep(300)
+
+
+def varies_in_vain(hp):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    rate = hp.Float("rate", 1e-4, 1e-2)
+    model.compile(keras.optimizers.Adam(rate), loss="mse")
+    return model
 
 
 def wide_data():

@@ -212,6 +212,33 @@ def test_categories_are_not_spread():
     assert labels == ["1", "2", "3"]
 
 
+def test_names_of_a_space_are_whole():
+    hp = keras_tuner.HyperParameters()
+    kind = hp.Choice("learning_rate_schedule", ["constant", "exponential"])
+    hp.Choice("units", ["a long name of a choice", "short"])
+    longest = "learning_rate_exponential_warmup_steps"
+    hp.Int(longest, 1, 100)
+    trials = [
+        make_trial(
+            number,
+            score=1.0 + number,
+            hyperparameters={
+                "learning_rate_schedule": kind,
+                "units": hp.get("units"),
+                longest: 10 * number,
+            },
+        )
+        for number in range(3)
+    ]
+    figure = figures.plot_hyperparameters(trials, hp.space)
+    panels = {ax.get_xlabel(): ax for ax in figure.axes}
+    assert longest in panels
+    labels = panels["learning_rate_schedule"].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["constant", "exponential"]
+    labels = [label.get_text() for label in panels["units"].get_xticklabels()]
+    assert "…" in labels[0] and labels[1] == "short"
+
+
 def test_figures_show_what_the_user_typed():
     trials, space = make_search(30)
     for draw in list(DRAW.values())[1:]:

@@ -117,17 +117,23 @@ def test_every_step_outlives_a_restart(running_server, outage_url, capfd):
         assert end.endswith("answers again")
 
 
+def on_two_machines(monkeypatch, **arguments):
+    """Two oracles of one study, and the trial that the other one has begun."""
+    here = make_oracle("/nowhere", **arguments)
+    elsewhere = make_oracle("/nowhere", **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(_owner, "_machine", lambda: "elsewhere")
+        trial = elsewhere.create_trial("elsewhere")
+    return here, elsewhere, trial
+
+
 def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
     running_server, outage_url, monkeypatch
 ):
     kwargs = dict(
         storage=outage_url, heartbeat_interval=4, grace_period=5, max_trials=2
     )
-    here = make_oracle("/nowhere", **kwargs)
-    elsewhere = make_oracle("/nowhere", **kwargs)
-    with monkeypatch.context() as patch:
-        patch.setattr(_owner, "_machine", lambda: "elsewhere")
-        trial = elsewhere.create_trial("elsewhere")
+    here, elsewhere, trial = on_two_machines(monkeypatch, **kwargs)
     _owner._running_here.clear()
     others_have_looked = threading.Event()
     real = elsewhere._storage.record_heartbeat
@@ -159,14 +165,13 @@ def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
 def test_a_worker_that_an_outage_has_killed_is_noticed_all_the_same(
     running_server, outage_url, monkeypatch
 ):
-    kwargs = dict(
-        storage=outage_url, heartbeat_interval=1, grace_period=3, max_trials=1
+    here, _, _ = on_two_machines(
+        monkeypatch,
+        storage=outage_url,
+        heartbeat_interval=1,
+        grace_period=3,
+        max_trials=1,
     )
-    here = make_oracle("/nowhere", **kwargs)
-    elsewhere = make_oracle("/nowhere", **kwargs)
-    with monkeypatch.context() as patch:
-        patch.setattr(_owner, "_machine", lambda: "elsewhere")
-        elsewhere.create_trial("elsewhere")
     assert here.create_trial("here").status == "IDLE"
     running_server.stop()
     time.sleep(4)

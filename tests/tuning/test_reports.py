@@ -13,31 +13,7 @@ import pytest
 
 from keras_adamax_tuning import SearchResult, cli, results, run_search
 from tests.tuning import searched
-
-FIGURES = {
-    f"{name}.png"
-    for name in (
-        "hyperparameters",
-        "importance",
-        "parallel_coordinates",
-        "scores",
-    )
-}
-
-
-def search(output, **changes):
-    arguments = {
-        "space": searched.SPACE,
-        "max_trials": 2,
-        "epochs": 1,
-        "sampler": "random",
-        "seed": 0,
-        "verbose": False,
-        **changes,
-    }
-    return run_search(
-        searched.build_model, searched.load_data, output=output, **arguments
-    )
+from tests.tuning.searched import FIGURES, search
 
 
 @pytest.fixture
@@ -84,7 +60,7 @@ def test_a_finished_search(done, report):
     best = f"of trial {done.best_trial.number}, is {done.output / 'best.keras'}"
     assert best in printed.out
     found = {path.name for path in (done.output / "figures").iterdir()}
-    assert found == FIGURES
+    assert found == {f"{name}.png" for name in FIGURES}
     assert digest(done.output / "study.db") == before
 
 
@@ -322,6 +298,15 @@ def test_no_search_is_one_line(tmp_path, report):
     (tmp_path / "search.json").write_text("{}")
     code, printed = report(tmp_path)
     assert code == 2 and "search.json cannot be read" in printed.err
+    of_a_tuner = {"format": 2, "token": "abc", "identity": {}}
+    (tmp_path / "search.json").write_text(json.dumps(of_a_tuner))
+    code, printed = report(tmp_path)
+    assert code == 2 and printed.err.count("\n") == 1
+    assert "must be the output folder of `run_search`" in printed.err
+    of_a_tuner["format"] = 99
+    (tmp_path / "search.json").write_text(json.dumps(of_a_tuner))
+    code, printed = report(tmp_path)
+    assert code == 2 and "another version of this package" in printed.err
     assert report()[0] == 2
     assert report("--help")[0] == 0
 

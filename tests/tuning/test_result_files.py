@@ -20,31 +20,15 @@ from keras_adamax_tuning import (
     SearchWarning,
     figures,
     results,
-    run_search,
 )
 from keras_adamax_tuning._data import as_data
 from keras_adamax_tuning._progress import best_of
 from keras_adamax_tuning._result_files import ResultFiles
 from tests.tuning import searched
+from tests.tuning.searched import FIGURES, search
 from tests.tuning.synthetic import make_trial
 
 ROOT = Path(__file__).parent.parent.parent
-FIGURES = ["hyperparameters", "importance", "parallel_coordinates", "scores"]
-
-
-def search(output, **changes):
-    arguments = {
-        "space": searched.SPACE,
-        "max_trials": 2,
-        "epochs": 1,
-        "sampler": "random",
-        "seed": 0,
-        "verbose": False,
-        **changes,
-    }
-    return run_search(
-        searched.build_model, searched.load_data, output=output, **arguments
-    )
 
 
 def rows_of(output):

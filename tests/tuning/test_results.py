@@ -225,3 +225,9 @@ def test_scores_of_numpy_are_written_to_the_last_digit(tmp_path):
     results.write_trials([make_trial(0, score=score)], tmp_path / "t.csv")
     (row,) = read_csv(tmp_path / "t.csv")
     assert float(row["score"]) == score
+
+
+def test_trials_that_run_are_not_among_those_that_failed_or_not():
+    trials = [make_trial(0, "failed"), make_trial(1), make_trial(2, "running")]
+    said = results.describe_failures(trials)
+    assert said is not None and said.startswith("1 of 2 trials failed, 1 of")

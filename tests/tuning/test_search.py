@@ -13,8 +13,14 @@ import optuna
 import pytest
 
 from keras_adamax import AdamaxClipped
-from keras_adamax_tuning import StorageError, _identity, run_search
+from keras_adamax_tuning import (
+    OptunaOracle,
+    StorageError,
+    _identity,
+    run_search,
+)
 from keras_adamax_tuning._data import as_data, load_npz
+from keras_adamax_tuning._replaced import ReplacedOptimizerWarning
 from keras_adamax_tuning.results import write_trials
 from tests.tuning import searched
 
@@ -312,6 +318,29 @@ assert float(tf.random.uniform(())) == first
     with open(tmp_path / "out" / "trials.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["state"] == "completed", row["reason"]
+
+
+def test_the_study_is_compared_once_before_it_is_begun(tmp_path, monkeypatch):
+    calls = []
+
+    def check(oracle, check=OptunaOracle.check_search):
+        calls.append(oracle)
+        check(oracle)
+
+    monkeypatch.setattr(OptunaOracle, "check_search", check)
+    search(tmp_path / "out", max_trials=1)
+    assert len(calls) == 1
+
+
+def test_what_is_searched_in_vain_is_said_once(tmp_path):
+    with pytest.warns(ReplacedOptimizerWarning) as caught:
+        search(
+            tmp_path / "out",
+            build_model=searched.varies_in_vain,
+            max_trials=1,
+        )
+    kinds = [warning.category for warning in caught]
+    assert kinds.count(ReplacedOptimizerWarning) == 1
 
 
 def test_tensorboard_gets_a_folder(tmp_path):

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -167,6 +168,7 @@ def spaces(draw):
             {
                 "constant": {},
                 "linear": {"start": ranges(1.001, 100.0), "num_steps": steps},
+                "target_rate": {"target": ranges(0.0001, 0.5)},
             }
         )
     )
@@ -932,6 +934,83 @@ def test_narrowing_without_clipping_keeps_what_has_no_effect():
         assert narrow[name] == space.get_config()[name]
 
 
+class TestTargetRate:
+    KINDS = ["constant", "linear", "target_rate"]
+
+    def space(self, kinds=KINDS, **arguments):
+        return AdamaxClippedSpace(
+            clip_multiplier_schedule=kinds, num_steps=100, **arguments
+        )
+
+    def test_the_multiplier_is_active_where_it_has_an_effect(self):
+        for kind in self.KINDS:
+            hp, arguments = declared(
+                self.space(),
+                clip_gradients=True,
+                clip_multiplier_schedule=kind,
+                clip_multiplier_target_rate_target=0.02,
+                clip_multiplier_minus_1=0.5,
+            )
+            has_target = kind == "target_rate"
+            multiplier = by_name(hp)["clip_multiplier_minus_1"]
+            target = by_name(hp)["clip_multiplier_target_rate_target"]
+            assert hp.is_active(multiplier) == (not has_target)
+            assert hp.is_active(target) == has_target
+            if has_target:
+                schedule = arguments["clip_multiplier"]
+                assert isinstance(schedule, keras_adamax.TargetClipRate)
+                assert schedule.target == 0.02
+
+    def test_the_range_of_the_target(self):
+        hp, _ = declared(self.space(["target_rate"]))
+        target = by_name(hp)["clip_multiplier_target_rate_target"]
+        assert (target.min_value, target.max_value) == (0.001, 0.2)
+        assert (target.default, target.sampling) == (0.01, "log")
+        assert "clip_multiplier_minus_1" not in by_name(hp)
+
+    def test_it_makes_an_optimizer(self):
+        space = self.space({"target_rate": {"target": 0.03}})
+        optimizer = space.build_optimizer(keras_tuner.HyperParameters())
+        assert optimizer.clip_multiplier.target == 0.03
+
+    def test_narrowing_around_a_target(self):
+        space = self.space()
+        hp, _ = declared(
+            space,
+            clip_multiplier_schedule="target_rate",
+            clip_multiplier_target_rate_target=0.01,
+        )
+        hp.values.pop("clip_multiplier_minus_1", None)
+        narrow = space.narrow(hp, 0.5)
+        config = narrow.get_config()
+        assert (
+            config["clip_multiplier"] == space.get_config()["clip_multiplier"]
+        )
+        kinds = config["clip_multiplier_schedule"]
+        assert list(kinds) == ["target_rate"]
+        low = kinds["target_rate"]["target"]["config"]["low"]
+        assert 0.001 < low < 0.01
+        hp, _ = declared(narrow)
+        assert "clip_multiplier_minus_1" not in by_name(hp)
+
+    def test_the_table_says_where_the_multiplier_counts(self):
+        text = self.space().describe()
+        [row] = [
+            r for r in text.splitlines() if r.startswith("clip_multiplier ")
+        ]
+        assert "(if clip_multiplier_schedule is constant or linear)" in row
+        text = self.space(["target_rate"]).describe()
+        [row] = [
+            r for r in text.splitlines() if r.startswith("clip_multiplier ")
+        ]
+        assert row.split() == ["clip_multiplier", "no", "effect"]
+
+    @pytest.mark.parametrize("target", [0, 1, (0.0, 0.5), (0.5, 1.0)])
+    def test_targets_out_of_range(self, target):
+        with pytest.raises(ValueError, match="target"):
+            self.space({"target_rate": {"target": target}})
+
+
 # What the user sees
 
 
@@ -1141,3 +1220,45 @@ def test_canary_keras_tuner_has_choices_of_one_type():
     with pytest.raises(TypeError, match="only one type"):
         kt_hyperparameters.Choice("x", [1, 0.1])
     assert kt_hyperparameters.Choice("x", [True, False]).values == [1, 0]
+
+
+def test_the_spike_gate_can_be_searched():
+    space = AdamaxClippedSpace(
+        spike_threshold=[None, 0.2], max_skipped_spikes=3
+    )
+    hp = keras_tuner.HyperParameters()
+    assert space.build_optimizer(hp).spike_threshold is None
+    hp.values["spike_threshold"] = "0.2"
+    hp.values["clip_gradients"] = True
+    optimizer = space.build_optimizer(hp)
+    assert (optimizer.spike_threshold, optimizer.max_skipped_spikes) == (0.2, 3)
+    hp.values["clip_gradients"] = False
+    assert space.build_optimizer(hp).spike_threshold is None
+    assert AdamaxClippedSpace.from_config(space.get_config()) == space
+    # What a search from before it says of itself stays the same.
+    assert "spike_threshold" not in AdamaxClippedSpace().get_config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tolerance"),
+    [
+        # ln(1 / beta_2) over that plus ln(clip_multiplier), by hand.
+        ({"beta_2": 0.999, "clip_multiplier": 1.2}, "0.00546"),
+        ({"beta_2": 0.99, "clip_multiplier": 1.2}, "0.0522"),
+        (
+            {"beta_2": (0.99, 0.999), "clip_multiplier": [1.2, 1.05]},
+            "0.00546 to 0.171",
+        ),
+        ({"beta_2": 0.99, "clip_gradients": False}, None),
+        ({"beta_2_schedule": "exponential", "num_steps": 9}, None),
+        ({"beta_2": schedules.ExponentialDecay(0.9, 3, 0.5)}, None),
+    ],
+)
+def test_the_table_says_the_spike_tolerance(arguments, tolerance):
+    table = AdamaxClippedSpace(**arguments).describe()
+    rows = [r for r in table.splitlines() if "spike_tolerance" in r]
+    if tolerance is None:
+        assert not rows
+    else:
+        [row] = rows
+        assert re.fullmatch(rf"spike_tolerance +{tolerance} +follows *", row)

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import csv
 import json
+import multiprocessing
 import os
 import shlex
 import signal
@@ -21,7 +22,13 @@ import keras
 import pytest
 from optuna.trial import TrialState
 
-from keras_adamax_tuning import OptunaOracle, SearchResult, cli, run_search
+from keras_adamax_tuning import (
+    OptunaOracle,
+    SearchResult,
+    _workers,
+    cli,
+    run_search,
+)
 from keras_adamax_tuning._data import as_data
 from tests.support import id_of
 from tests.tuning import searched
@@ -288,6 +295,140 @@ def test_an_error_of_the_workers_is_said_once(tmp_path, changes, words):
     assert not (tmp_path / "out" / "trials").exists()
 
 
+def test_workers_import_while_the_parent_loads_its_data_and_wait(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    run_search(
+        searched.build_model,
+        searched.tells,
+        workers=2,
+        max_trials=2,
+        epochs=1,
+        output=tmp_path / "out",
+        verbose=False,
+    )
+    first, *others = (tmp_path / "told").read_text().splitlines()
+    assert first == "MainProcess 2"
+    assert sorted(others) == ["worker 1 0", "worker 2 0"]
+
+
+def test_an_error_of_the_parent_ends_workers_that_wait(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    with pytest.raises(KeyError, match="no data"):
+        run_search(
+            searched.build_model,
+            searched.tells_and_fails,
+            workers=2,
+            max_trials=2,
+            output=tmp_path / "out",
+        )
+    assert (tmp_path / "told").read_text() == "MainProcess 2\n"
+    assert not multiprocessing.active_children()
+
+
+def test_the_command_starts_workers_before_it_imports_keras(tmp_path):
+    script = (
+        "import multiprocessing, sys\n"
+        "from keras_adamax_tuning import _workers, cli\n"
+        "def start(*given, start=_workers._start):\n"
+        "    print('keras' in sys.modules, 'jax' in sys.modules)\n"
+        "    start(*given)\n"
+        "    print(len(multiprocessing.active_children()))\n"
+        "_workers._start = start\n"
+        "code = cli.main(['missing:f', '--data=x.npz', '--output=out',\n"
+        "    '--workers=2'])\n"
+        "print(code, len(multiprocessing.active_children()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+    )
+    assert done.stdout.splitlines() == ["False False", "2", "2 0"], done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "missing" in line
+
+
+class HangingSearch(Search):
+    """A command whose parent loads its data for ever."""
+
+    def __init__(self, tmp_path, monkeypatch):
+        self.told = tmp_path / "told"
+        monkeypatch.setenv("TOLD", str(self.told))
+        super().__init__(
+            tmp_path / "out", "--data=tests.tuning.searched:hangs", hold=False
+        )
+        self.wait_until(self.told.exists)
+        self.waiting = self.started()
+        assert len(self.waiting) == 2
+
+    def __exit__(self, *given):
+        super().__exit__(*given)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def started(self):
+        """Ids of the workers, whether or not they have begun."""
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                group = os.getpgid(int(path.parent.name))
+                if group == self.process.pid and b"spawn_main" in (
+                    path.read_bytes()
+                ):
+                    found.add(int(path.parent.name))
+        return found
+
+
+def test_workers_that_wait_end_when_their_parent_is_killed(
+    tmp_path, monkeypatch
+):
+    with HangingSearch(tmp_path, monkeypatch) as search:
+        search.process.kill()
+        search.process.wait()
+        search.wait_until(lambda: not search.started())
+        assert not search.printed()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_start_ends_all(tmp_path, monkeypatch, number):
+    with HangingSearch(tmp_path, monkeypatch) as search:
+        os.killpg(search.process.pid, number)
+        assert search.finish(30) == 130, search.printed()
+        assert not search.started()
+        printed = search.printed()
+    assert "nothing is lost" in printed and "Traceback" not in printed
+    assert len(printed.splitlines()) == 2
+
+
+def test_a_worker_that_died_while_it_waited_is_not_missed(
+    tmp_path, monkeypatch
+):
+    def kill_first(*given, run_workers=_workers.run_workers):
+        workers = given[2]
+        workers[1].process.kill()
+        workers[1].process.join()
+        run_workers(*given)
+
+    monkeypatch.setattr(_workers, "run_workers", kill_first)
+    result = search_here(tmp_path / "out", workers=2)
+    assert [trial.state for trial in result.trials] == ["completed"] * TRIALS
+
+
+def test_what_is_searched_in_vain_is_said_once(tmp_path):
+    model = "tests.tuning.searched:varies_in_vain"
+    arguments = command(tmp_path / "out", "--max-trials=2")
+    arguments[3] = model
+    done = subprocess.run(
+        arguments, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("The search varies 'rate' in vain") == 1
+
+
 def test_what_workers_cannot_import_is_an_error(tmp_path):
     with pytest.raises(TypeError, match="`build_model`.*function of a module"):
         run_search(
@@ -424,3 +565,62 @@ def test_a_model_builder_that_fails_at_length(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
     printed = (tmp_path / "log").read_text()
     assert "ValueError: xxxxx" in printed and "searched.py, line" in printed
+
+
+HYPERMODEL = """
+import keras
+import keras_tuner
+
+
+class Mine(keras_tuner.HyperModel):
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def build(self, hp):
+        model = keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(self.width)]
+        )
+        model.add(keras.layers.Dense(1))
+        model.compile(loss="mse")
+        return model
+
+    def fit(self, hp, model, x, y, **kwargs):
+        x = x * hp.Float("scale", 0.5, 2.0)
+        history = model.fit(x, y, epochs=hp.Int("rounds", 2, 3), **kwargs)
+        return {"score": 1 / history.history["val_loss"][-1]}
+
+
+mine = Mine(4)
+"""
+
+
+@pytest.mark.slow
+def test_a_hypermodel_with_a_fit_of_its_own(tmp_path):
+    (tmp_path / "models.py").write_text(HYPERMODEL)
+    output = tmp_path / "out"
+    arguments = command(output, "--objective=score", "--direction=max")
+    arguments[3] = "models:mine"
+
+    def run(*more):
+        return subprocess.run(
+            [*arguments, *more],
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    done = run()
+    assert done.returncode == 2, done.stderr
+    assert "--epochs none" in done.stderr.splitlines()[-1]
+    done = run("--epochs=none", f"--output={tmp_path / 'other'}")
+    assert done.returncode == 0, done.stderr
+    for row in assert_complete(tmp_path / "other"):
+        # The recorders reached its `model.fit`, and what it searched is there.
+        assert float(row["score"]) > 0
+        assert 0.5 <= float(row["scale"]) <= 2
+        path = tmp_path / "other" / "trials" / f"trial_{int(row['number']):04d}"
+        logs = (path / "history.csv").read_text().splitlines()
+        assert len(logs) == 1 + int(row["rounds"])

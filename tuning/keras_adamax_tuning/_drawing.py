@@ -6,6 +6,7 @@ not make black on black.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ from keras_adamax_tuning._progress import best_of
 
 # Sizes of fonts, in points.
 _SMALL, _TEXT, _HEADING = 7.5, 8.5, 11
+# Characters of a hyperparameter's name that have room at a panel or an axis;
+# the longest one of `AdamaxClippedSpace` has 38.
+_NAME = 38
 _GREY = "0.35"
 # Okabe & Ito's palette; each comes with its own marker, for the colour-blind.
 _BLUE, _RED, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
@@ -91,7 +95,7 @@ def scores(trials: Sequence[Any], objective: str, direction: str) -> Figure:
             zorder=5,
             label=f"best: {best.score:.5g} (trial {best.number})",
         )
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     numbers = [trial.number for trial in (*known, *failed)]
     margin = 0.02 * (max(numbers) - min(numbers)) + 0.5
     ax.set_xlim(min(numbers) - margin, max(numbers) + margin)
@@ -172,7 +176,7 @@ def hyperparameters(
             )
         _value_axis(ax, axis)
         used = sum(axis.name in t.hyperparameters for t in (*known, *failed))
-        name = shorten(axis.label, 34)
+        name = shorten(axis.label, _NAME)
         if used < len(known) + len(failed):
             name += f"\n(only in {used} trials)"
         ax.set_xlabel(name, fontsize=_TEXT, color="black")
@@ -268,7 +272,7 @@ def parallel_coordinates(
     ax.xaxis.tick_top()
     ax.set_xticks(
         range(len(axes) + 1),
-        [*(shorten(axis.label, 30) for axis in axes), objective],
+        [*(shorten(axis.label, _NAME) for axis in axes), objective],
         rotation=32,
         ha="left",
         rotation_mode="anchor",
@@ -347,7 +351,7 @@ def importance(
     ax.grid(axis="x", color="0.9", lw=0.6, zorder=0)
     ax.set_yticks(
         range(len(names)),
-        [shorten(labels[name], 38) for name in names],
+        [shorten(labels[name], _NAME) for name in names],
         fontsize=_TEXT,
         parse_math=False,
     )
@@ -531,7 +535,11 @@ def _value_axis(ax: Axes, axis: Axis) -> None:
     if axis.kind == "choice":
         # About 30 characters have room below a panel.
         room = max(4, 30 // len(labels))
-        labels = [shorten(label, room) for label in labels]
+        if max(map(len, labels)) > room + 2 or any(
+            len(one) + len(other) > 2 * room
+            for one, other in itertools.pairwise(labels)
+        ):
+            labels = [shorten(label, room) for label in labels]
     ax.set_xticks(ticks, labels, fontsize=_SMALL, parse_math=False)
     ax.xaxis.set_minor_locator(NullLocator())
     if axis.is_reversed:

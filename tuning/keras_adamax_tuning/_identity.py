@@ -147,7 +147,7 @@ class Folder:
             self._check_settings(record)
         token = record["token"]
         attributes = study.user_attrs
-        folder = attributes.get(_FOLDER)
+        folder = folder_of(attributes)
         if folder != token and f"{_MADE_FOR}{token}" not in attributes:
             raise IdentityError(self._describe_other_study(record, study))
         if folder in (None, record.get("replaces")):
@@ -164,7 +164,7 @@ class Folder:
         Raises:
             IdentityError: If they are not.
         """
-        if study.user_attrs.get(_FOLDER) != self._token:
+        if folder_of(study.user_attrs) != self._token:
             raise IdentityError(self._describe_other_folder(study))
         record = read(self.path)
         if record is None or record["token"] != self._token:
@@ -178,7 +178,7 @@ class Folder:
         self, study: optuna.Study, old: Mapping[str, Any] | None
     ) -> None:
         replaced = None if old is None else old["token"]
-        if study.user_attrs.get(_FOLDER) not in (None, replaced):
+        if folder_of(study.user_attrs) not in (None, replaced):
             raise IdentityError(self._describe_other_folder(study))
         self._check_trials(study)
         token = secrets.token_hex(16)
@@ -316,6 +316,11 @@ def read(path: Path) -> dict[str, Any] | None:
     return record
 
 
+def folder_of(attributes: Mapping[str, Any]) -> str | None:
+    """The token of the folder that a study's attributes name; None if none."""
+    return attributes.get(_FOLDER)
+
+
 def study_name_of(
     path: Path, open_storage: Callable[[], optuna.storages.BaseStorage]
 ) -> str:
@@ -336,7 +341,7 @@ def study_name_of(
     for summary in optuna.get_all_study_summaries(
         open_storage(), include_best_trial=False
     ):
-        if summary.user_attrs.get(_FOLDER) == record["token"]:
+        if folder_of(summary.user_attrs) == record["token"]:
             return summary.study_name
     return path.name
 

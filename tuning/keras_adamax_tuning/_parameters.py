@@ -111,6 +111,15 @@ class Parameter:
             return self.from_record(recorded[name])
         return self._narrow_range(specification, recorded[name], factor)
 
+    def values(self) -> tuple[Any, ...]:
+        """The value, the ends of the range, or the choices."""
+        specification = self.specification
+        if isinstance(specification, Fixed):
+            return (specification.value,)
+        if isinstance(specification, Range):
+            return specification.low, specification.high
+        return specification.values
+
     def start(self) -> str:
         """The value that a search starts with, in words."""
         specification = self.specification

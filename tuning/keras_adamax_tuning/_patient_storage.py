@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from keras_adamax_tuning import _attempts, _database_errors, _signals
 from keras_adamax_tuning._errors import StorageError
+from keras_adamax_tuning._forwarding_storage import ForwardingStorage, forward
 from keras_adamax_tuning._progress import note
 
 SECONDS_TO_WAIT = 90
@@ -90,19 +91,7 @@ def _pause() -> None:
         time.sleep(0.1)
 
 
-def _patient(name: str) -> Any:
-    """A method that may be repeated: reading, or writing what is the same."""
-
-    def method(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
-        return self.patiently(
-            lambda: getattr(self._real, name)(*args, **kwargs)
-        )
-
-    method.__name__ = name
-    return method
-
-
-class PatientStorage(BaseStorage):
+class PatientStorage(ForwardingStorage):
     """Repeats what the database did not answer.
 
     Args:
@@ -115,7 +104,7 @@ class PatientStorage(BaseStorage):
     """
 
     def __init__(self, real: BaseStorage, place: str | BaseStorage):
-        self._real = real
+        super().__init__(real)
         self._place = place
         self.answers_since = time.monotonic()
 
@@ -133,27 +122,14 @@ class PatientStorage(BaseStorage):
             call, self._place, again=again, on_failure=self.note_failure
         )
 
-    create_new_study = _patient("create_new_study")
-    delete_study = _patient("delete_study")
-    set_study_user_attr = _patient("set_study_user_attr")
-    set_study_system_attr = _patient("set_study_system_attr")
-    get_study_id_from_name = _patient("get_study_id_from_name")
-    get_study_name_from_id = _patient("get_study_name_from_id")
-    get_study_directions = _patient("get_study_directions")
-    get_study_user_attrs = _patient("get_study_user_attrs")
-    get_study_system_attrs = _patient("get_study_system_attrs")
-    get_all_studies = _patient("get_all_studies")
-    set_trial_param = _patient("set_trial_param")
-    set_trial_intermediate_value = _patient("set_trial_intermediate_value")
-    set_trial_user_attr = _patient("set_trial_user_attr")
-    set_trial_system_attr = _patient("set_trial_system_attr")
-    get_trial = _patient("get_trial")
-    get_all_trials = _patient("get_all_trials")
-    get_best_trial = _patient("get_best_trial")
-    get_trial_id_from_study_id_trial_number = _patient(
+    def _call(self, call: Callable[[], Any]) -> Any:
+        # What reads, or writes the same again, may be repeated as it is.
+        return self.patiently(call)
+
+    get_trial_id_from_study_id_trial_number = forward(
         "get_trial_id_from_study_id_trial_number"
     )
-    remove_session = _patient("remove_session")
+    remove_session = forward("remove_session")
 
     def create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None

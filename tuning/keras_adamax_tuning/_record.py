@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 import sqlite3
 import tempfile
@@ -23,13 +22,12 @@ from keras_adamax_tuning import (
     _distributions,
     _identity,
     _storage,
+    optuna_oracle,
 )
 from keras_adamax_tuning.logical_trial import LogicalTrial, logical_trials
 
 # What a reader cannot know from the trials alone, as an attribute of a study.
 _ARGUMENTS = "keras_adamax:arguments"
-_SPACE = "keras_adamax:space"
-_FOLDER = "keras_adamax:output_folder"
 _MAX_RETRIES = 3
 
 
@@ -91,21 +89,20 @@ def read(output: Path, storage: str | None) -> Record:
             one.
         StorageError: If the database cannot be read.
     """
-    path = output / _identity.FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        identity = record["identity"]
-        objective, direction = identity["objective"]
-        token, space = record["token"], identity["space"]
-    except (FileNotFoundError, NotADirectoryError):
+    record = _identity.read(output)
+    if record is None:
         raise FileNotFoundError(
             f"{output} must be the output folder of a search. It holds no "
             f"{_identity.FILE}."
-        ) from None
+        )
+    try:
+        objective, direction = record["identity"]["objective"]
+        space = record["identity"]["space"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). "
-            "Restore it from a backup."
+            f"{output} must be the output folder of `run_search`. Its "
+            f"{_identity.FILE} does not say what was searched: it is that of "
+            "a tuner, or was changed."
         ) from error
     attributes: dict[str, Any] = {}
     study_name = None
@@ -114,8 +111,8 @@ def read(output: Path, storage: str | None) -> Record:
         for study in optuna.get_all_study_summaries(
             opened, include_best_trial=False
         ):
-            theirs = study.user_attrs.get(_FOLDER)
-            if theirs == token or (
+            theirs = _identity.folder_of(study.user_attrs)
+            if theirs == record["token"] or (
                 # No trial has begun yet.
                 theirs is None and study.study_name in names
             ):
@@ -126,7 +123,9 @@ def read(output: Path, storage: str | None) -> Record:
             "Received: a database that holds no study of this folder."
         )
     arguments = attributes.get(_ARGUMENTS, {})
-    declared = attributes.get(_SPACE, arguments.get("hyperparameters"))
+    declared = attributes.get(
+        optuna_oracle.SPACE, arguments.get("hyperparameters")
+    )
     hyperparameters: tuple[Any, ...] = ()
     if declared is not None:
         hyperparameters = tuple(

@@ -115,8 +115,8 @@ def _candidates(hp: Any, optimizer: Any) -> list[Any]:
     optimizer = _inner(optimizer)
     config = optimizer.get_config()
     defaults = inspect.signature(type(optimizer)).parameters
-    # Without an optimizer, `compile` takes this one.
-    is_default = type(optimizer) is keras.optimizers.RMSprop and all(
+    # Without an optimizer, `compile` takes this one (on torch, a subclass).
+    is_default = isinstance(optimizer, keras.optimizers.RMSprop) and all(
         name == "name"
         or (name in defaults and _key(defaults[name].default) == _key(value))
         for name, value in config.items()

@@ -12,7 +12,7 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
-from keras_adamax import JoinedSchedule, LinearRamp
+from keras_adamax import JoinedSchedule, LinearRamp, TargetClipRate
 from keras_adamax._validation import check_optional_integer
 from keras_adamax_tuning._parameters import Parameter, declare
 from keras_adamax_tuning._ranges import ABOVE_ONE, Argument, Range
@@ -47,10 +47,12 @@ class Kind:
     Attributes:
         make: From the value of the hyperparameter and the parts: the schedule.
         parts: What can be searched of it.
+        uses_value: Whether the value of the hyperparameter has an effect.
     """
 
     make: Callable[..., float | LearningRateSchedule]
     parts: tuple[Part, ...] = ()
+    uses_value: bool = True
 
 
 def _steps(name: str, minimum: int = 1) -> Argument:
@@ -161,6 +163,11 @@ def _exponential_approach(
     return JoinedSchedule([approach, value], [math.ceil(length)])
 
 
+def _target_rate(value: float | None, target: float) -> LearningRateSchedule:
+    del value  # the loop finds it
+    return TargetClipRate(target)
+
+
 # Hyperparameter to the kinds of its schedule.
 KINDS: Mapping[str, Mapping[str, Kind]] = {
     "learning_rate": {
@@ -249,6 +256,24 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
                 ),
             ),
         ),
+        "target_rate": Kind(
+            _target_rate,
+            (
+                Part(
+                    Argument(
+                        "target",
+                        default=0.01,
+                        limits={
+                            "exclusive_minimum": 0,
+                            "exclusive_maximum": 1,
+                        },
+                        scale="log",
+                    ),
+                    lambda _: Range(0.001, 0.2),
+                ),
+            ),
+            uses_value=False,
+        ),
     },
 }
 
@@ -325,12 +350,32 @@ class ScheduleSearch:
         """Whether there is no schedule at all."""
         return list(self.kinds) == [CONSTANT]
 
-    def declare(self, hp: Any, value: float) -> float | LearningRateSchedule:
-        """Declares kinds and parts in `hp`; what `hp` makes of `value`."""
-        if len(self.kinds) == 1:
+    @property
+    def kinds_that_use_the_value(self) -> list[str]:
+        """Those in which the value of the hyperparameter has an effect."""
+        return [k for k in self.kinds if KINDS[self.name][k].uses_value]
+
+    def uses_value(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether the value has an effect in the recorded kind."""
+        kind = recorded.get(self.record_name, self.default())
+        return kind not in self.kinds or KINDS[self.name][kind].uses_value
+
+    def declare(
+        self, hp: Any, declare_value: Callable[[], float]
+    ) -> float | LearningRateSchedule:
+        """Declares value, kinds and parts in `hp`; what `hp` makes of them.
+
+        Args:
+            hp: The hyperparameters.
+            declare_value: Declares the value of the hyperparameter; it is
+                active only where a kind uses it.
+        """
+        names = list(self.kinds)
+        using = self.kinds_that_use_the_value
+        value = declare_value() if using == names else None
+        if len(names) == 1:
             ((kind, parts),) = self.kinds.items()
             return self._make(kind, value, self._declare_parts(hp, parts))
-        names = list(self.kinds)
         chosen = declare(
             hp,
             "Choice",
@@ -339,6 +384,9 @@ class ScheduleSearch:
             values=names,
             ordered=False,
         )
+        if using and using != names:
+            with hp.conditional_scope(self.record_name, using):
+                value = declare_value()
         values = {}
         for kind, parts in self.kinds.items():
             if not any(part.is_searched for part in parts):
@@ -410,10 +458,11 @@ class ScheduleSearch:
         return {part.argument.name: part.declare(hp) for part in parts}
 
     def _make(
-        self, kind: str, value: float, parts: Mapping[str, Any]
+        self, kind: str, value: float | None, parts: Mapping[str, Any]
     ) -> float | LearningRateSchedule:
         # Keras computes in integers where it is given one.
-        value = value if kind == CONSTANT else float(value)
+        if kind != CONSTANT and value is not None:
+            value = float(value)
         return KINDS[self.name][kind].make(value, **parts)
 
 

@@ -13,9 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
-
-import keras
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,22 +31,6 @@ def check() -> None:
     """Raises KeyboardInterrupt if a signal has come."""
     if _State.requested:
         raise KeyboardInterrupt
-
-
-class StopCheck(keras.callbacks.Callback):
-    """Stops a training when a signal has come.
-
-    It looks at the beginning of batches: a hook at their end would make Keras
-    wait for each batch's result on some backends.
-    """
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Looks."""
-        check()
-
-    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Looks."""
-        check()
 
 
 @contextlib.contextmanager
@@ -87,6 +70,8 @@ def held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # not on Windows
         yield
         return
+    # Python starts it with the first process, and lets signals through then.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield

@@ -2,9 +2,18 @@
 
 The parent starts them, waits, reports, and hands signals on. What they share
 is the database and the output folder, as if each ran on a machine of its own.
+
+Importing Keras takes most of a worker's start. The workers are therefore
+started first of all, and import while the parent checks the search. They touch
+nothing before it gives them their order.
+
+Nothing here imports Keras, so that the command line can start workers before
+it does.
 """
 
 import contextlib
+import contextvars
+import importlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -14,8 +23,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-
-import keras
 
 from keras_adamax_tuning import _signals, _user_errors
 from keras_adamax_tuning._errors import (
@@ -48,13 +55,35 @@ class _Worker:
     Args:
         process: A `multiprocessing.Process`.
         inbox: The end of a pipe that receives from it.
+        orders: The end of a pipe that it waits for.
     """
 
-    def __init__(self, process: Any, inbox: Any):
+    def __init__(self, process: Any, inbox: Any, orders: Any):
         self.process = process
         self._inbox = inbox
+        self._orders = orders
+        self._has_orders = False
         self._parts: list[bytes] = []
         self._is_open = True
+
+    def order(self, *parts: bytes) -> None:
+        """Lets it go on."""
+        # One that has died is noticed by who waits for it.
+        with contextlib.suppress(BrokenPipeError):
+            for part in parts:
+                self._orders.send_bytes(part)
+        self._has_orders = True
+        self._orders.close()
+
+    def stop(self) -> None:
+        """Ends it; if it has its order, as Ctrl-C does."""
+        if self._has_orders:
+            # On Windows there is no other way than to end it.
+            self.process.terminate()
+        else:
+            # Signals wait until it has imported all, and there is nothing
+            # that it would have to clean up.
+            self.process.kill()
 
     def handles(self) -> list[Any]:
         """What becomes ready when it has ended, or has said something."""
@@ -80,19 +109,74 @@ class WorkersDiedError(RuntimeError):
     """All workers of a search died before it was over."""
 
 
+# What `started` has started, for blocks within its own.
+_started: contextvars.ContextVar[dict[int, _Worker] | None] = (
+    contextvars.ContextVar("_started", default=None)
+)
+
+
+@contextlib.contextmanager
+def started(count: int, imports: str) -> Iterator[dict[int, _Worker]]:
+    """Starts processes, which wait for `run_workers`.
+
+    Those that still wait at the end of the block, because an error came first,
+    are ended. In another such block it is the same processes.
+
+    Args:
+        count: How many processes; for a single one, which is this process,
+            none is started.
+        imports: Name of a module that they import while they wait.
+    """
+    known = _started.get()
+    if known is not None:
+        yield known
+        return
+    workers: dict[int, _Worker] = {}
+    token = _started.set(workers)
+    try:
+        if count > 1:
+            _start(workers, count, imports)
+        yield workers
+    finally:
+        _started.reset(token)
+        alive = [w for w in workers.values() if w.process.is_alive()]
+        for worker in alive:
+            worker.stop()
+        _join(alive)
+
+
+def _start(workers: dict[int, _Worker], count: int, imports: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    with _environment(count):
+        for number in range(1, count + 1):
+            inbox, outbox = context.Pipe(duplex=False)
+            received, orders = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run,
+                args=(number, imports, received, outbox, os.getpid()),
+                name=f"worker {number}",
+            )
+            with _signals.held_back():
+                process.start()
+                workers[number] = _Worker(process, inbox, orders)
+            received.close()
+            outbox.close()
+
+
 def run_workers(
-    work: Callable[[Any], None],
+    work: Callable[[Any, int], None],
     settings: Any,
-    count: int,
+    workers: dict[int, _Worker],
     look: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Runs `work(settings)` in `count` processes, until all have ended.
+    """Runs `work(settings, number)` in processes, until all have ended.
 
     Args:
-        work: Function of a module; it is imported in each process.
-        settings: Its argument; it is pickled.
-        count: How many processes.
+        work: Function of a module; it is imported in each process. `number`
+            is the process's, from 1.
+        settings: Its first argument; it is pickled.
+        workers: What `started` gave.
         look: Called about each second, and at the end.
         say: Takes a line for the user.
 
@@ -101,22 +185,11 @@ def run_workers(
         Exception: The first error of a worker that is no accident.
         WorkersDiedError: If all workers died.
     """
-    _check_importable(settings)
-    context = multiprocessing.get_context("spawn")
-    workers: dict[int, _Worker] = {}
-    with _environment(count):
-        for number in range(1, count + 1):
-            inbox, outbox = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_run,
-                args=(work, settings, outbox, os.getpid()),
-                name=f"worker {number}",
-            )
-            with _signals.held_back():
-                process.start()
-            workers[number] = _Worker(process, inbox)
-            outbox.close()
+    # The path comes first: what is pickled may be imported from there.
+    order = (pickle.dumps(sys.path), pickle.dumps((work, settings)))
     try:
+        for worker in workers.values():
+            worker.order(*order)
         failure = _wait(workers, look, say)
     except BaseException:
         _stop(workers, say)
@@ -126,7 +199,12 @@ def run_workers(
         raise failure
 
 
-def _check_importable(settings: Any) -> None:
+def check_importable(settings: Any) -> None:
+    """Checks that other processes can be given the fields of an object.
+
+    Raises:
+        TypeError: If they cannot.
+    """
     main = sys.modules["__main__"]
     for name, value in vars(settings).items():
         try:
@@ -215,8 +293,7 @@ def _stop(workers: dict[int, _Worker], say: Callable[[str], None]) -> None:
     """Stops the workers as Ctrl-C does, and waits; a second one kills them."""
     alive = [w for w in workers.values() if w.process.is_alive()]
     for worker in alive:
-        # On Windows there is no other way than to end it.
-        worker.process.terminate()
+        worker.stop()
     try:
         _join(alive)
     except KeyboardInterrupt:
@@ -238,12 +315,20 @@ def _cause(exitcode: int) -> str:
 
 
 def _run(
-    work: Callable[[Any], None], settings: Any, outbox: Any, parent: int
+    number: int, imports: str, orders: Any, outbox: Any, parent: int
 ) -> None:
     """The main function of a worker."""
+    # What cannot be imported is said when it is asked for, if it ever is.
+    with contextlib.suppress(Exception):
+        importlib.import_module(imports)
+    order = _wait_for_orders(orders, parent)
+    if order is None:
+        return
     try:
         _signals.handle_in_worker(parent)
-        work(settings)
+        sys.path[:] = pickle.loads(order[0])
+        work, settings = pickle.loads(order[1])
+        work(settings, number)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED)
     except (Exception, SystemExit) as error:
@@ -256,6 +341,18 @@ def _run(
             raise
         _say(outbox, *_user_errors.pack(error))
         _leave(_FAILED)
+
+
+def _wait_for_orders(orders: Any, parent: int) -> list[bytes] | None:
+    """The parts of the order; `None` if the parent is gone."""
+    try:
+        # A process that the parent has forked may hold the pipe open.
+        while not orders.poll(_SECONDS_BETWEEN_LOOKS):
+            if os.getppid() != parent:
+                return None
+        return [orders.recv_bytes(), orders.recv_bytes()]
+    except (EOFError, OSError):
+        return None
 
 
 def _say(outbox: Any, *texts: str) -> None:
@@ -288,8 +385,10 @@ def _environment(workers: int) -> Iterator[None]:
         "TF_NUM_INTRAOP_THREADS": threads,
         "TF_NUM_INTEROP_THREADS": threads,
         "NPROC": threads,  # JAX
-        "KERAS_BACKEND": keras.backend.backend(),
     }
+    keras = sys.modules.get("keras")
+    if keras is not None:  # else it is as Keras is configured
+        wanted["KERAS_BACKEND"] = keras.backend.backend()
     before = dict(os.environ)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)

@@ -44,7 +44,10 @@ if a killed worker could not, trials.csv, best.keras and best_optimizer.json.
 
 exit codes:
   0    the report is there, whatever the state of the search
+  1    the program failed
   2    wrong use; one line on standard error says what to do
+  4    the database cannot be reached or read
+  130  interrupted (Ctrl-C)
 """
 
 
@@ -193,6 +196,14 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    from keras_adamax_tuning import _workers
+
+    # Before anything imports Keras: they do so at the same time.
+    with _workers.started(options.workers, "keras_adamax_tuning.search"):
+        return _search_with_workers(options)
+
+
+def _search_with_workers(options: argparse.Namespace) -> int:
     # Here, because these import Keras.
     from keras_adamax_tuning import _errors, _workers
     from keras_adamax_tuning._references import load_reference
@@ -313,8 +324,10 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _whole(text: str) -> int | list[int]:
-    """`32`, or `16,32,64` to choose from."""
+def _whole(text: str) -> int | list[int] | None:
+    """`32`, or `16,32,64` to choose from; or `none`."""
+    if text == "none":
+        return None
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
@@ -396,9 +409,9 @@ def _parser() -> _Parser:
         "--epochs",
         type=_whole,
         default=10,
-        metavar="N[,N...]",
-        help="epochs of a trial, or several to choose from (default: "
-        "%(default)s)",
+        metavar="N[,N...]|none",
+        help="epochs of a trial, or several to choose from; none if the fit "
+        "of your HyperModel sets them (default: %(default)s)",
     )
     add(
         "--batch-size",
@@ -470,7 +483,8 @@ def _parser() -> _Parser:
     add(
         "--study-name",
         metavar="NAME",
-        help="name in the database (default: that of the output folder)",
+        help="name in the database (default: that of the search in the "
+        "output folder; the folder's own name for a new search)",
     )
     add(
         "--heartbeat-interval",

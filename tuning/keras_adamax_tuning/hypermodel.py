@@ -126,7 +126,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
             for name, (argument, _) in _FIT_ARGUMENTS.items()
         }
         self._compile_arguments = _check_compile_arguments(compile_arguments)
-        self._is_checked = False
+        # Whether the next build looks for what is searched in vain.
+        self.warns_of_replaced = True
         super().__init__(name=name, tunable=tunable)
 
     @property
@@ -162,8 +163,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
         """
         model = self.build_model(hp)
         _check_model(model)
-        if not self._is_checked:
-            self._is_checked = True
+        if self.warns_of_replaced:
+            self.warns_of_replaced = False
             _replaced.warn_of_replaced(self.build_model, hp, model)
         optimizer = self.space.build_optimizer(hp)
         self._fit_arguments(hp)
@@ -234,8 +235,8 @@ class AdamaxClippedHyperModel(keras_tuner.HyperModel):
                 f"`{name}` must be given once. Received: "
                 f"{name}={arguments[name]!r} from the search, and {name} in "
                 f"{type(self._hypermodel).__qualname__}.fit. Give {name}=None "
-                f"to `run_search` or leave it out of `search`, or take {name} "
-                "out of that `fit`."
+                f"to `run_search` (--{name.replace('_', '-')} none) or leave "
+                f"it out of `search`, or take {name} out of that `fit`."
             ) from error
 
     def _fit_arguments(self, hp: Any) -> dict[str, int]:

@@ -44,8 +44,9 @@ from keras_adamax_tuning.logical_trial import LogicalTrial, logical_trials
 TrialStatus = keras_tuner_trial.TrialStatus
 PRUNED = "PRUNED"
 
+# Attribute of a study: the hyperparameters that trials have found so far.
+SPACE = "keras_adamax:space"
 _IDENTITY = "keras_adamax:identity"
-_SPACE = "keras_adamax:space"
 _SECONDS_BETWEEN_LOOKS = 0.5
 # How long a beat may take that is due.
 _SECONDS_TO_BEAT_AGAIN = 1
@@ -331,12 +332,15 @@ class OptunaOracle(keras_tuner.Oracle):
             StorageError: If the database cannot be used.
             ValueError: If the sampler is `"grid"` and the space is not finite.
         """
-        if self.sampler == "grid":
-            _distributions.grid(self.hyperparameters.space)
+        self._check_grid()
         study = self.study
         recorded = study.user_attrs.get(_IDENTITY)
         if recorded is not None:
             self._check_identity(recorded, self.identity())
+
+    def _check_grid(self) -> None:
+        if self.sampler == "grid":
+            _distributions.grid(self.hyperparameters.space)
 
     def begin_search(self) -> None:
         """Compares the search with the record; called before the first trial.
@@ -347,14 +351,14 @@ class OptunaOracle(keras_tuner.Oracle):
             StorageError: If the database cannot be used.
             ValueError: If the sampler is `"grid"` and the space is not finite.
         """
-        self.check_search()
+        self._check_grid()
         study = self.study
+        identity = self.identity()
         if _IDENTITY not in study.user_attrs:
-            identity = self.identity()
             study.set_user_attr(_IDENTITY, identity)
-            # If two processes begin at once, the later one's is compared.
-            self._check_identity(study.user_attrs[_IDENTITY], identity)
-        grown = study.user_attrs.get(_SPACE)
+        # If two processes begin at once, the later one's is compared.
+        self._check_identity(study.user_attrs[_IDENTITY], identity)
+        grown = study.user_attrs.get(SPACE)
         if grown is not None:
             self.update_space(keras_tuner.HyperParameters.from_config(grown))
         self._over_before = {
@@ -942,7 +946,7 @@ class OptunaOracle(keras_tuner.Oracle):
         super().update_space(hyperparameters)
         if self._begun and len(self.hyperparameters.space) != before:
             self.study.set_user_attr(
-                _SPACE, _distributions.to_config(self.hyperparameters)
+                SPACE, _distributions.to_config(self.hyperparameters)
             )
 
     def get_trial(self, trial_id: str) -> keras_tuner_trial.Trial:

@@ -260,7 +260,7 @@ def table(
 
 
 def describe_failures(trials: Sequence[Any]) -> str | None:
-    """How many trials failed, and most often why; None if none has.
+    """How many of those that ended failed, and most often why; or None.
 
     Args:
         trials: Sequence of `LogicalTrial`.
@@ -277,8 +277,9 @@ def describe_failures(trials: Sequence[Any]) -> str | None:
     first = next(t for t in failed if (t.reason, t.place) == kind)
     reason = " ".join((first.reason or "").split()).rstrip(".")
     place = f" ({first.place})" if first.place else ""
+    ended = sum(trial.state != "running" for trial in trials)
     return (
-        f"{len(failed)} of {len(trials)} trials failed, {count} of them with: "
+        f"{len(failed)} of {ended} trials failed, {count} of them with: "
         f"{reason}{place}. Trial {first.number} is one of these."
     )
 

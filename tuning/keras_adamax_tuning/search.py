@@ -19,6 +19,7 @@ from keras_adamax_tuning import (
     _preflight,
     _record,
     _signals,
+    _stop_check,
     _storage,
     _tensorflow,
     _user_errors,
@@ -238,12 +239,18 @@ def run_search(
         tensorboard=check_bool("tensorboard", tensorboard),
         oracle_arguments={k: v for k, v in given.items() if v is not None},
     )
-    with _signals.handled(), kernels.load().shared_compilations():
+    if workers > 1:
+        _workers.check_importable(settings)
+    with (
+        _signals.handled(),
+        kernels.load().shared_compilations(),
+        _workers.started(workers, __name__) as processes,
+    ):
         try:
             if workers == 1:
-                tuner = _work(settings, verbose)
+                tuner = _work(settings, verbose=verbose)
             else:
-                _work_in_processes(settings, workers, verbose)
+                _work_in_processes(settings, processes, verbose)
                 tuner = _make_tuner(settings)
         except ConsecutiveFailuresError:
             # The reasons are in the results.
@@ -315,6 +322,8 @@ class _Worker(OptunaTuner):
         """As in KerasTuner; says in the study what a reader has to know."""
         super().on_search_begin()
         _record.note_arguments(self.oracle)
+        if self.progress is not None:
+            self.progress.update(self.oracle.logical_trials())
 
     def pre_create_trial(self) -> None:
         """As in KerasTuner; stops here if a signal has come."""
@@ -370,10 +379,16 @@ def _folder(settings: _Settings, data: Data) -> _identity.Folder:
 
 
 def _make_tuner(
-    settings: _Settings, output: _identity.Folder | None = None
+    settings: _Settings,
+    output: _identity.Folder | None = None,
+    hypermodel: AdamaxClippedHyperModel | None = None,
 ) -> _Worker:
+    if hypermodel is None:
+        hypermodel = _make_hypermodel(settings)
+        # The one that trials were run with has done so.
+        hypermodel.warns_of_replaced = False
     tuner = _Worker(
-        _make_hypermodel(settings),
+        hypermodel,
         oracle=_make_oracle(settings),
         directory=str(settings.output),
         project_name=_identity.TRIALS,
@@ -396,12 +411,15 @@ def _make_tuner(
     return tuner
 
 
-def _work(settings: _Settings, verbose: bool = False) -> _Worker:
+def _work(
+    settings: _Settings, *, verbose: bool = False, is_first: bool = True
+) -> _Worker:
     """Runs trials in this process until none is left."""
     _user_errors.note_own(
         settings.build_model, settings.data, settings.callbacks_factory
     )
     hypermodel = _make_hypermodel(settings)
+    hypermodel.warns_of_replaced = is_first
     _make_oracle(settings)  # checks its arguments
     data = as_data(settings.data, settings.validation_split)
     _preflight.check_model_takes_data(
@@ -414,13 +432,13 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
     output = _folder(settings, data)
     output.check_unused()
     output.look()
-    tuner = _make_tuner(settings, output)
-    tuner.oracle.check_search()
+    tuner = _make_tuner(settings, output, hypermodel)
+    # Here, where a signal ends the waiting for a database.
+    tuner.oracle.study  # noqa: B018
     if verbose:
         tuner.progress = Progress(
             settings.max_trials, settings.objective.direction
         )
-        tuner.progress.update(tuner.oracle.logical_trials())
     arguments: dict[str, Any] = {"validation_data": data.validation_data}
     if data.y is not None:
         arguments["y"] = data.y
@@ -431,7 +449,7 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
             tuner.search(
                 data.x,
                 **arguments,
-                callbacks=[_signals.StopCheck()],
+                callbacks=[_stop_check.StopCheck()],
                 verbose=0,
             )
     finally:
@@ -441,7 +459,7 @@ def _work(settings: _Settings, verbose: bool = False) -> _Worker:
 
 
 def _work_in_processes(
-    settings: _Settings, workers: int, verbose: bool
+    settings: _Settings, processes: dict[int, Any], verbose: bool
 ) -> None:
     _make_hypermodel(settings)  # checks its arguments
     oracle = _make_oracle(settings)
@@ -452,7 +470,7 @@ def _work_in_processes(
     del data  # the workers load their own
     oracle.study  # noqa: B018  # a database that cannot be used ends it here
     progress = Progress(
-        settings.max_trials, settings.objective.direction, workers
+        settings.max_trials, settings.objective.direction, len(processes)
     )
 
     def look() -> None:
@@ -461,16 +479,18 @@ def _work_in_processes(
 
     look()
     try:
-        _workers.run_workers(_run_worker, settings, workers, look, progress.say)
+        _workers.run_workers(
+            _run_worker, settings, processes, look, progress.say
+        )
     finally:
         progress.close()
 
 
-def _run_worker(settings: _Settings) -> None:
+def _run_worker(settings: _Settings, number: int) -> None:
     """What a process of its own does; the parent prints."""
     quiet_optuna()
     _storage.expect_answer(settings.storage)
-    _work(settings)
+    _work(settings, is_first=number == 1)
 
 
 def quiet_optuna() -> None:

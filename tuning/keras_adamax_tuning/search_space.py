@@ -7,13 +7,14 @@ from typing import Any
 
 import keras
 
-from keras_adamax import AdamaxClipped, _validation, hyperparameters
+from keras_adamax import AdamaxClipped, _validation, hyperparameters, spikes
 from keras_adamax_tuning import _parameters, _schedule_kinds
 from keras_adamax_tuning._parameters import Parameter
 from keras_adamax_tuning._ranges import (
     ABOVE_ONE,
     BELOW_ONE,
     Argument,
+    Fixed,
     Range,
     raw,
 )
@@ -50,10 +51,25 @@ _ARGUMENTS = {
         _number("clip_epsilon", 1e-4),
         Argument("bias_correction", kind="boolean", default=False),
         _number("weight_decay", None, takes_none=True),
+        _number("spike_threshold", None, takes_none=True),
+        Argument(
+            "max_skipped_spikes",
+            kind="integer",
+            default=5,
+            limits=hyperparameters.RANGES["max_skipped_spikes"],
+        ),
     )
 }
 # Without clipping they have no effect.
-_OF_CLIPPING = ("clip_multiplier", "clip_epsilon")
+_OF_CLIPPING = (
+    "clip_multiplier",
+    "clip_epsilon",
+    "spike_threshold",
+    "max_skipped_spikes",
+)
+# They are written only where they are not the defaults: the configuration of a
+# search from before they existed stays the same.
+_ADDED_LATER = ("spike_threshold", "max_skipped_spikes")
 
 
 @keras.saving.register_keras_serializable("keras_adamax_tuning")
@@ -75,8 +91,8 @@ class AdamaxClippedSpace:
     name. A log scale that is not of the value itself shows in the name:
     `one_minus_beta_2` is searched, on a log scale from 0.0001 to 0.1, for
     `beta_2=(0.9, 0.9999)`, so that every sampler of KerasTuner and Optuna
-    works on that scale. `clip_multiplier` and `clip_epsilon` are active only
-    while `clip_gradients` is.
+    works on that scale. `clip_multiplier`, `clip_epsilon`, `spike_threshold`
+    and `max_skipped_spikes` are active only while `clip_gradients` is.
 
     Each of `learning_rate`, `beta_2` and `clip_multiplier` can follow a
     schedule, of a fixed kind or of one that is searched too. The parts of a
@@ -96,10 +112,12 @@ class AdamaxClippedSpace:
     | | `"exponential"`: `1 - beta_2` halves | `start_factor`, `half_life` |
     | `clip_multiplier_schedule` | `"constant"` | |
     | | `"linear"`: `LinearRamp` | `start`, `num_steps` |
+    | | `"target_rate"`: `TargetClipRate` | `target` |
 
     The learning rate is then the largest one (a decay begins after the
     warm-up), `end_factor` the last one over it; `beta_2` and
-    `clip_multiplier` are the last values. `1 - beta_2` begins at
+    `clip_multiplier` are the last values. (With `"target_rate"`
+    `clip_multiplier` has no effect, and is not active.) `1 - beta_2` begins at
     `start_factor` times its last value: the original's authors ran
     `1 - max(0.0005, 0.01 * 0.5^(step / 2000))`, which is `beta_2=0.9995` with
     a factor of 20 and a half-life of 2000 steps.
@@ -123,6 +141,11 @@ class AdamaxClippedSpace:
             `[False, True]`.
         weight_decay: Decay of the weights; log scale. Defaults to
             `[None, 1e-5, 1e-4, 1e-3, 1e-2]`.
+        spike_threshold: The spike gate; log scale. To search whether it is on,
+            too, give a list such as `[None, 0.1, 0.2, 0.4]`. Defaults to
+            `None`: it is off.
+        max_skipped_spikes: How many spikes in a row the gate leaves out.
+            Defaults to `5`.
         learning_rate_schedule: A kind, a list of kinds to choose from, or a
             dictionary from such kinds to dictionaries of their parts, for
             example `{"constant": {}, "cosine": {"alpha": (0.0, 0.2)}}`. What
@@ -182,6 +205,8 @@ class AdamaxClippedSpace:
         clip_epsilon: Any = (1e-6, 0.01),
         bias_correction: Any = [False, True],  # noqa: B006
         weight_decay: Any = [None, 1e-5, 1e-4, 1e-3, 1e-2],  # noqa: B006
+        spike_threshold: Any = None,
+        max_skipped_spikes: Any = 5,
         learning_rate_schedule: Any = _schedule_kinds.CONSTANT,
         beta_2_schedule: Any = _schedule_kinds.CONSTANT,
         clip_multiplier_schedule: Any = _schedule_kinds.CONSTANT,
@@ -213,6 +238,8 @@ class AdamaxClippedSpace:
             "clip_epsilon": clip_epsilon,
             "bias_correction": bias_correction,
             "weight_decay": weight_decay,
+            "spike_threshold": spike_threshold,
+            "max_skipped_spikes": max_skipped_spikes,
         }
         self._parameters = {
             name: Parameter(argument, argument.parse(given[name]), name_prefix)
@@ -312,6 +339,9 @@ class AdamaxClippedSpace:
         arguments: dict[str, Any] = {}
         for name, parameter in self._parameters.items():
             is_active = clips or name not in _OF_CLIPPING
+            if name in self._schedules:
+                uses_value = self._schedules[name].uses_value(recorded)
+                is_active = is_active and uses_value
             arguments[name] = (
                 parameter.narrow(recorded, factor)
                 if is_active
@@ -334,6 +364,10 @@ class AdamaxClippedSpace:
     def describe(self) -> str:
         """A table: each argument, its values, and their record.
 
+        Below the arguments stands the `spike_tolerance` that these values
+        have, where no schedule changes it: the share of spiky steps that the
+        optimizer absorbs without the spike gate.
+
         Returns:
             A string of several lines.
         """
@@ -348,18 +382,50 @@ class AdamaxClippedSpace:
                 if parameter.is_searched and isinstance(raw(clips), list):
                     note = f" (if {self._name_prefix}clip_gradients)"
             argument, values, record = parameter.row()
-            rows.append((argument, values, record + note, parameter.start()))
+            if name in self._schedules:
+                using = self._schedules[name].kinds_that_use_the_value
+                if not using:
+                    values, record, note = "", "no effect", ""
+                elif using != list(self._schedules[name].kinds):
+                    kind = self._schedules[name].record_name
+                    note += f" (if {kind} is {' or '.join(using)})"
+            start = parameter.start() if values else ""
+            rows.append((argument, values, record + note, start))
             if name in self._schedules:
                 rows += self._schedules[name].rows()
         for name, value in self._optimizer_arguments.items():
             rows.append((name, repr(value), "fixed", ""))
+        tolerance = self._spike_tolerance()
+        if tolerance is not None:
+            rows.append(("spike_tolerance", tolerance, "follows", ""))
         return _table(rows)
+
+    def _spike_tolerance(self) -> str | None:
+        """In words; `None` where it is not known."""
+        if raw(self._parameters["clip_gradients"].specification) is False:
+            return None
+        ends: dict[str, tuple[float, float]] = {}
+        for name in ("clip_multiplier", "beta_2"):
+            values = self._parameters[name].values()
+            if not self._schedules[name].is_constant or any(
+                map(callable, values)
+            ):
+                return None
+            ends[name] = (min(values), max(values))
+        highest, lowest = (
+            spikes.tolerance(multiplier, beta_2)
+            for multiplier, beta_2 in zip(*ends.values(), strict=True)
+        )
+        if lowest == highest:
+            return f"{lowest:.3g}"
+        return f"{lowest:.3g} to {highest:.3g}"
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, ready for JSON."""
         config = {
             name: _parameters.serialize(parameter.specification)
             for name, parameter in self._parameters.items()
+            if not self._is_added_default(name)
         }
         for name, schedule in self._schedules.items():
             config[f"{name}_schedule"] = schedule.as_argument(
@@ -399,6 +465,7 @@ class AdamaxClippedSpace:
         arguments = {
             name: raw(parameter.specification)
             for name, parameter in self._parameters.items()
+            if not self._is_added_default(name)
         }
         for name, schedule in self._schedules.items():
             if not schedule.is_constant:
@@ -410,10 +477,17 @@ class AdamaxClippedSpace:
         words = ", ".join(f"{name}={v!r}" for name, v in arguments.items())
         return f"AdamaxClippedSpace({words})"
 
+    def _is_added_default(self, name: str) -> bool:
+        return name in _ADDED_LATER and self._parameters[
+            name
+        ].specification == Fixed(_ARGUMENTS[name].default)
+
     def _declare_arguments(self, hp: Any) -> dict[str, Any]:
         clips = self._parameters["clip_gradients"]
         arguments: dict[str, Any] = {}
         for name in self._parameters:
+            if self._is_added_default(name):
+                continue
             if name not in _OF_CLIPPING:
                 arguments[name] = self._declare_argument(hp, name)
             elif not clips.is_searched:
@@ -427,10 +501,10 @@ class AdamaxClippedSpace:
         return arguments
 
     def _declare_argument(self, hp: Any, name: str) -> Any:
-        value = self._parameters[name].declare(hp)
+        declare_value = functools.partial(self._parameters[name].declare, hp)
         if name not in self._schedules or self._schedules[name].is_constant:
-            return value
-        return self._schedules[name].declare(hp, value)
+            return declare_value()
+        return self._schedules[name].declare(hp, declare_value)
 
     def _check_schedules(self) -> None:
         for name, schedule in self._schedules.items():
