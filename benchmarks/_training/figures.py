@@ -94,6 +94,8 @@ def draw_ratios(problems: Sequence[ProblemResults], path: Path) -> None:
 
 def draw_shares(problem: ProblemResults, path: Path) -> None:
     """How many spoilt batches does a method stand?"""
+    from matplotlib.ticker import FuncFormatter
+
     factors = sorted(
         {
             float(case.rsplit(" x", 1)[1])
@@ -139,6 +141,9 @@ def draw_shares(problem: ProblemResults, path: Path) -> None:
                 linewidth=0,
             )
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.yaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.tick_params(which="both", labelsize=7)
         axis.set_xticks(range(len(ticks)), [f"{x:g}" for x in ticks])
         axis.set_xlabel("spoilt batches, %")
         axis.set_title(f"inputs x{factor:g}, labels random", fontsize=10)

@@ -1,4 +1,4 @@
-"""`AdamaxClipped` as pure functions over `keras_adamax.update_rule`.
+"""`AdamaxClipped` as pure functions, over the library's own.
 
 `tests/test_training_benchmark.py` ties them to the real optimizer.
 """
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from _training.optimizer import Array, Optimizer, Step
-from keras_adamax import update_rule
+from keras_adamax import TargetClipRate, update_rule
 
 BETA_1 = 0.9
 BETA_2 = 0.999
@@ -62,56 +62,17 @@ class SpikeGate:
         }
 
 
-class ClipRateLoop:
-    """A closed loop that steers `clip_multiplier` to a rate of clipping.
-
-        speed = 0.1 * min(rate / target - 1, 4)
-        multiplier - 1 <- (multiplier - 1) * exp(speed)
-
-    between 1e-4 and 1e3, and never upwards in the first 100 updates: then
-    nearly every element is clipped, because the bound grows from 0.
-
-    Andrew et al. 2019 (arXiv 1905.03871), section 2: `C <- C * exp(-eta *
-    (unclipped - wanted))`. Differs: it moves `multiplier - 1`, its speed is
-    relative to the target, and a single step is limited.
-
-    Args:
-        target: The wanted rate, in (0, 1).
-    """
-
-    SPEED = 0.1
-    MOST_ABOVE_TARGET = 4.0
-    WARM_UP_STEPS = 100
-    SMALLEST, LARGEST = 1e-4, 1e3
-
-    def __init__(self, target: float):
-        self.target = target
-
-    def init(self) -> Array:
-        """`clip_multiplier - 1`."""
-        return jnp.float32(CLIP_MULTIPLIER - 1.0)
-
-    def advance(self, excess: Array, rate: Array, updates: Array) -> Array:
-        """`clip_multiplier - 1` after this many updates and one more."""
-        is_warm = updates >= self.WARM_UP_STEPS
-        most = jnp.where(is_warm, self.MOST_ABOVE_TARGET, 0.0)
-        error = jnp.minimum(rate / self.target - 1.0, most)
-        return jnp.clip(
-            excess * jnp.exp(self.SPEED * error), self.SMALLEST, self.LARGEST
-        )
-
-
 def adamax_clipped(
     beta_2: float | Callable[[Array], Array] = BETA_2,
     gate: SpikeGate | None = None,
-    loop: ClipRateLoop | None = None,
+    target: TargetClipRate | None = None,
 ) -> Optimizer:
     """The optimizer of this project, with its defaults.
 
     Args:
         beta_2: A number, or a function of the number of steps applied so far.
         gate: Leaves steps out; `None` for none.
-        loop: Steers the multiplier; `None` for a constant one.
+        target: Steers the multiplier; `None` for a constant one.
     """
 
     def init(weights):
@@ -122,14 +83,14 @@ def adamax_clipped(
         }
         if gate:
             state["gate"] = gate.init()
-        if loop:
-            state["loop"] = loop.init()
+        if target:
+            state["excess"] = jnp.float32(CLIP_MULTIPLIER - 1.0)
         return state
 
     def step(gradients, state, weights, learning_rate):
-        multiplier = (
-            1.0 + state["loop"] if loop else jnp.float32(CLIP_MULTIPLIER)
-        )
+        multiplier = jnp.float32(CLIP_MULTIPLIER)
+        if target:
+            multiplier = 1.0 + state["excess"]
         rate_of_decay = beta_2(state["step"]) if callable(beta_2) else beta_2
         hyperparameters = update_rule.Hyperparameters(
             learning_rate=learning_rate,
@@ -159,15 +120,16 @@ def adamax_clipped(
             "m": jax.tree.unflatten(structure, new_m),
             "u": jax.tree.unflatten(structure, new_u),
         }
-        rate = sum(jnp.sum(x) for x in clipped) / sum(w.size for w in leaves)
-        if loop:
-            next_state["loop"] = loop.advance(
-                state["loop"], rate, state["step"]
+        count = sum(jnp.sum(x) for x in clipped).astype("float32")
+        size = jnp.float32(sum(w.size for w in leaves))
+        if target:
+            next_state["excess"] = target.next_excess(
+                state["excess"], count, size, state["step"]
             )
         new_weights = jax.tree.unflatten(structure, new_w)
         if not gate:
             return Step(new_weights, next_state, jnp.bool_(False))
-        is_left_out, gate_state = gate.decide(state["gate"], rate)
+        is_left_out, gate_state = gate.decide(state["gate"], count / size)
 
         def keep(old, new):
             return jnp.where(is_left_out, old, new)
