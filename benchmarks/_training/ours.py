@@ -4,20 +4,19 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from _training.optimizer import Array, Optimizer, Step
-from keras_adamax import TargetClipRate, update_rule
+from keras_adamax import TargetClipRate, spikes, update_rule
 
 BETA_1 = 0.9
 BETA_2 = 0.999
 EPSILON = 1e-8
 CLIP_MULTIPLIER = 1.2
 CLIP_EPSILON = 1e-4
-MAX_SKIPPED_SPIKES = 5
 
 
 def paper_beta_2(step: Array) -> Array:
@@ -25,41 +24,11 @@ def paper_beta_2(step: Array) -> Array:
     return 1.0 - jnp.maximum(0.0005, 0.01 * 0.5 ** (step / 2000.0))
 
 
-class SpikeGate:
-    """Which steps to leave out: those in which too many elements are clipped.
+class SpikeGate(NamedTuple):
+    """The arguments of `AdamaxClipped` for its gate, by their names there."""
 
-    A step whose rate is at or below the threshold arms the gate. A step above
-    it is left out while the gate is armed, at most `max_skipped_spikes` in a
-    row; the next is applied and disarms the gate.
-
-    Args:
-        threshold: A rate in (0, 1).
-        max_skipped_spikes: At least 1.
-    """
-
-    def __init__(
-        self, threshold: float, max_skipped_spikes: int = MAX_SKIPPED_SPIKES
-    ):
-        self.threshold = threshold
-        self.max_skipped_spikes = max_skipped_spikes
-
-    def init(self) -> dict[str, Array]:
-        return {"is_armed": jnp.bool_(False), "in_a_row": jnp.int32(0)}
-
-    def decide(
-        self, state: dict[str, Array], rate: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        """Whether to leave the step out, and the gate's next state."""
-        is_spike = rate > self.threshold
-        is_left_out = (
-            is_spike
-            & state["is_armed"]
-            & (state["in_a_row"] < self.max_skipped_spikes)
-        )
-        return is_left_out, {
-            "is_armed": ~is_spike | is_left_out,
-            "in_a_row": jnp.where(is_left_out, state["in_a_row"] + 1, 0),
-        }
+    spike_threshold: float
+    max_skipped_spikes: int = 5
 
 
 def adamax_clipped(
@@ -82,7 +51,7 @@ def adamax_clipped(
             "u": jax.tree.map(jnp.zeros_like, weights),
         }
         if gate:
-            state["gate"] = gate.init()
+            state["gate"] = jnp.zeros(len(spikes.STATE), "int32")
         if target:
             state["excess"] = jnp.float32(CLIP_MULTIPLIER - 1.0)
         return state
@@ -129,7 +98,12 @@ def adamax_clipped(
         new_weights = jax.tree.unflatten(structure, new_w)
         if not gate:
             return Step(new_weights, next_state, jnp.bool_(False))
-        is_left_out, gate_state = gate.decide(state["gate"], count / size)
+        is_left_out, gate_state = spikes.decide(
+            state["gate"],
+            spikes.rate_of([spikes.Counts(count, size)]),
+            jnp.float32(gate.spike_threshold),
+            jnp.float32(gate.max_skipped_spikes),
+        )
 
         def keep(old, new):
             return jnp.where(is_left_out, old, new)
