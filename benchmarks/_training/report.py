@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,9 +72,14 @@ def as_losses(values: Any) -> np.ndarray:
     return np.where(np.isnan(losses), np.inf, losses)
 
 
-def best_rate(runs: dict[str, Any]) -> int:
-    """The number of the learning rate that validation data chooses."""
-    return int(np.argmin(np.median(as_losses(runs["validation"]), axis=1)))
+def best_rate(runs: dict[str, Any], by: str = "validation") -> int:
+    """The number of the learning rate that validation data chooses.
+
+    Args:
+        runs: Of a method in a case.
+        by: "test" for what test data would choose.
+    """
+    return int(np.argmin(np.median(as_losses(runs[by]), axis=1)))
 
 
 def at_rate(runs: dict[str, Any], plan: dict[str, Any], rate: int) -> Found:
@@ -99,12 +104,19 @@ def at_rate(runs: dict[str, Any], plan: dict[str, Any], rate: int) -> Found:
     )
 
 
-def best(problem: ProblemResults, case: str) -> dict[str, Found]:
+def best(
+    problem: ProblemResults, case: str, by: str = "validation"
+) -> dict[str, Found]:
     """Every method of a case at the learning rate chosen for the case."""
     return {
-        method: at_rate(runs, problem.plan, best_rate(runs))
+        method: at_rate(runs, problem.plan, best_rate(runs, by))
         for method, runs in problem.cases[case].items()
     }
+
+
+def best_by_test(problem: ProblemResults, case: str) -> dict[str, Found]:
+    """Every method of a case at the learning rate that test data chooses."""
+    return best(problem, case, by="test")
 
 
 def at_clean_rate(problem: ProblemResults, case: str) -> dict[str, Found]:
@@ -185,17 +197,24 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def loss_table(problem: ProblemResults, chosen: str) -> str:
+def loss_table(
+    problem: ProblemResults,
+    find: Callable[[ProblemResults, str], dict[str, Found]],
+) -> str:
     """Test losses, a row for each method; bold within a tenth of the best.
+
+    The best of a case is that at the learning rate chosen for the case.
 
     Args:
         problem: Its results.
-        chosen: "case" for the learning rate chosen for each case, with the
-            interval; "clean" for that chosen on clean data.
+        find: Chooses the learning rates: `best`, `at_clean_rate` or
+            `best_by_test`.
     """
     cases = list(problem.cases)
-    find = best if chosen == "case" else at_clean_rate
     found = {case: find(problem, case) for case in cases}
+    to = found
+    if find is at_clean_rate:
+        to = {case: best(problem, case) for case in cases}
     methods = {m: None for case in cases for m in problem.cases[case]}
     rows = []
     for method in methods:
@@ -206,10 +225,9 @@ def loss_table(problem: ProblemResults, chosen: str) -> str:
                 continue
             x = found[case][method]
             text = _number(x.test)
-            to = best(problem, case)
-            if ratios(found[case], to)[method] <= WITHIN:
+            if ratios(found[case], to[case])[method] <= WITHIN:
                 text = f"**{text}**"
-            if chosen == "case":
+            if find is best:
                 text += f" ({_number(x.low)} to {_number(x.high)})"
             row.append(text)
         rows.append(row)
@@ -320,9 +338,12 @@ def write(problems: Sequence[ProblemResults], gate: str) -> str:
         parts += [
             f"## {problem.name}",
             "At the learning rate chosen for each case:",
-            loss_table(problem, "case"),
+            loss_table(problem, best),
             "At the learning rate chosen on clean data:",
-            loss_table(problem, "clean"),
+            loss_table(problem, at_clean_rate),
+            "At the learning rate that the test data itself would choose, "
+            "which nobody can know: what choosing costs",
+            loss_table(problem, best_by_test),
             target_table(problem),
             gate_table(problem, gate),
         ]
