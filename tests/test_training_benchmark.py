@@ -295,6 +295,9 @@ class Spam(Adam):
 )
 def test_peers_follow_their_published_code(name, reference):
     gradients = some_gradients(1100 if name == "AutoClip" else 700)
+    if name == "ZClip":
+        # Below its largest norm, 1, which would hide the rest.
+        gradients = [[g / 10 for g in step] for step in gradients]
     found, _ = run(methods.METHODS[name], gradients)
     weights = [w.astype("float64") for w in some_weights()]
     rule = reference()
