@@ -95,7 +95,8 @@ def train(
         + importlib.metadata.version("optax"),
         "quick": options.quick,
     }
-    store = Store(path_of(options.output, problem.name), header, plan)
+    path = path_of(options.output, problem.name)
+    store = Store(path, header, plan, list(problem.cases))
     compiled = {}
     for case, conditions in problem.cases.items():
         if options.cases and case not in options.cases:

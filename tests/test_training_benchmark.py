@@ -407,13 +407,17 @@ def test_learning_rate_for_clean_data_is_kept():
     assert report.at_clean_rate(results, "x")["a"].test == 8.0
 
 
-def test_results_of_another_plan_are_refused(tmp_path):
+def test_runs_can_go_on_with_the_same_plan(tmp_path):
     path = tmp_path / "training_p.json"
-    Store(path, {}, QUICK).add("clean", "a", {"test": [[1.0]]})
-    again = Store(path, {}, QUICK)
+    order = ["clean", "x"]
+    store = Store(path, {}, QUICK, order)
+    store.add("x", "a", {"test": [[1.0]]})
+    store.add("clean", "a", {"test": [[1.0]]})
+    again = Store(path, {}, QUICK, order)
+    assert list(again.cases) == order
     assert again.has("clean", "a") and not again.has("clean", "b")
     with pytest.raises(ValueError, match="Results of another plan"):
-        Store(path, {}, QUICK._replace(seeds=(7,)))
+        Store(path, {}, QUICK._replace(seeds=(7,)), order)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def draw_ratios(problems: Sequence[ProblemResults], path: Path) -> None:
         [[x.get(method, np.nan) for x in found] for method in methods]
     )
     figure, axes = _new(
-        1, 1, 2.8 + 0.55 * len(cases), 1.8 + 0.27 * len(methods)
+        1, 1, max(10.0, 2.8 + 0.55 * len(cases)), 1.8 + 0.27 * len(methods)
     )
     axis = axes[0, 0]
     axis.imshow(

@@ -1,6 +1,7 @@
 """The results of a problem in a JSON file, so that a run can go on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ class Store:
         path: The JSON file; what it has of another plan is refused.
         header: What to write beside: the problem and the machine.
         plan: Of the runs.
+        order: Of the cases in the file.
 
     Raises:
         ValueError: If the file is of another plan.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], plan: Plan):
+    def __init__(
+        self,
+        path: Path,
+        header: dict[str, Any],
+        plan: Plan,
+        order: Sequence[str],
+    ):
         self.path = path
+        self._order = list(order)
         self.cases: dict[str, Results] = {}
         # As JSON has it: without tuples.
         self._plan = json.loads(json.dumps(plan._asdict()))
@@ -52,7 +61,9 @@ class Store:
                 for method, runs in methods.items()
             )
             + "\n}"
-            for name, methods in self.cases.items()
+            for name, methods in sorted(
+                self.cases.items(), key=lambda x: self._order.index(x[0])
+            )
         )
         text = (
             f'{{"header": {json.dumps(self._header)},\n'
