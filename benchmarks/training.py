@@ -1,0 +1,157 @@
+"""What is the optimizer worth under spiky gradients, against its peers?
+
+Trains small models with every method of `_training/methods.py`, as
+`_training/protocol.py` says, on the problems of `_training/problems.py`, with
+and without spoilt batches. Each problem's results are in a JSON file of their
+own; what is there already is not run again, so that a run can be stopped at
+any time and continued with the same command. Tables and figures are made of
+these files alone (`--report`). Needs JAX, optax, scikit-learn and matplotlib:
+the extras `jax` and `benchmark`. Rerun with
+
+    python benchmarks/training.py --output benchmarks/results
+"""
+
+import argparse
+import importlib.metadata
+import os
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+from _machine import describe_machine  # noqa: E402
+from _report import write_json  # noqa: E402
+from _training import cost, figures, report  # noqa: E402
+from _training.methods import (  # noqa: E402
+    GATE,
+    METHODS,
+    QUICK_METHODS,
+    QUICK_METHODS_ELSEWHERE,
+)
+from _training.problems import PROBLEMS, QUICK_PROBLEM  # noqa: E402
+from _training.protocol import QUICK, Plan, make_runs  # noqa: E402
+from _training.store import Store  # noqa: E402
+from _training.tasks import Problem  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS)
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS)
+    )
+    parser.add_argument(
+        "--cases", nargs="+", help="default: all that a problem has"
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="run the chosen methods though their results are there",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="run nothing, report what is there",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="see that everything runs: few steps, few runs, few methods",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="folder for JSON and figures",
+    )
+    return parser.parse_args()
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """The file of a problem's results."""
+    return folder / f"training_{name}.json"
+
+
+def train(
+    problem: Problem, methods: list[str], options: argparse.Namespace
+) -> None:
+    """Makes the runs of a problem that are not there yet.
+
+    Case by case, with all methods, so that a stopped run has whole cases.
+    """
+    plan = QUICK if options.quick else Plan()
+    header = {
+        "benchmark": "training",
+        "problem": problem.name,
+        "steps": problem.steps,
+        "target": problem.target,
+        "machine": f"{describe_machine()}, optax "
+        + importlib.metadata.version("optax"),
+        "quick": options.quick,
+    }
+    path = path_of(options.output, problem.name)
+    store = Store(path, header, plan, list(problem.cases))
+    compiled = {}
+    for case, conditions in problem.cases.items():
+        if options.cases and case not in options.cases:
+            continue
+        for method in methods:
+            if store.has(case, method) and not options.again:
+                continue
+            if method not in compiled:
+                compiled[method] = make_runs(problem, METHODS[method], plan)
+            found = compiled[method](conditions)
+            store.add(case, method, found)
+            print(
+                f"{problem.name}, {case}, {method}: {found['seconds']} s",
+                flush=True,
+            )
+
+
+def methods_for(problem: str, options: argparse.Namespace) -> list[str]:
+    """Which methods to run on a problem."""
+    if not options.quick:
+        return options.methods
+    quick = QUICK_METHODS
+    if problem != QUICK_PROBLEM:
+        quick = QUICK_METHODS_ELSEWHERE
+    return [method for method in options.methods if method in quick]
+
+
+def measure_cost(options: argparse.Namespace) -> None:
+    """Times the steps of all methods."""
+    path = path_of(options.output, "cost")
+    if path.exists():
+        return
+    methods = METHODS
+    if options.quick:
+        methods = {name: METHODS[name] for name in (cost.BASELINE, GATE)}
+    found = cost.measure(methods, 2 if options.quick else 15)
+    header = {"machine": describe_machine(), "quick": options.quick}
+    write_json({"header": header, "methods": found}, path)
+
+
+def main() -> None:
+    """Trains, and reports."""
+    options = parse()
+    print(describe_machine())
+    if not options.report:
+        for name in options.problems:
+            train(PROBLEMS[name](), methods_for(name, options), options)
+        measure_cost(options)
+    files = [path_of(options.output, name) for name in options.problems]
+    problems = [report.load(file) for file in files if file.exists()]
+    path = options.output / "training.md"
+    path.write_text(report.write(problems, GATE), "utf-8")
+    print(f"Wrote {path}")
+    figures.draw(problems, options.output)
+
+
+if __name__ == "__main__":
+    main()
