@@ -36,6 +36,7 @@ _READ_ONLY = frozenset(
         "track_clip_rate",
         "skip_nonfinite",
         "spike_tolerance",
+        "target_clip_rate",
         "clipnorm",
         "clipvalue",
         "global_clipnorm",
@@ -1223,6 +1224,12 @@ class AdamaxClipped(RestorableOptimizer):
         )
 
     # Hyperparameters
+
+    @property
+    def target_clip_rate(self) -> float | None:
+        """The target of the `TargetClipRate`; `None` if there is none."""
+        rate = self._live.target_clip_rate
+        return None if rate is None else rate.target
 
     def current_clip_multiplier(self) -> float:
         """The multiplier of the next step.

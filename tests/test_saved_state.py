@@ -302,7 +302,7 @@ class TestFormat:
         optimizer.build([keras.Variable([1.0, 2.0], name="w")])
         # What Keras calls for a file of weights.
         with (
-            pytest.warns(UserWarning, match="has 14 variables whereas.* 13")
+            pytest.warns(UserWarning, match="has 15 variables whereas.* 13")
             if has_gate
             else contextlib.nullcontext()
         ):

@@ -16,7 +16,7 @@ from keras_adamax.callbacks._recorder import Measurement, Recorder
 from keras_adamax.callbacks._spike_windows import SpikeWindow
 from keras_adamax.spikes import Spike, SpikeStatistics
 from keras_adamax.statistics import ClipStatistics
-from keras_adamax.target_clip_rate import SMALLEST, TargetClipRate
+from keras_adamax.target_clip_rate import SMALLEST
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -249,10 +249,9 @@ class ClipRateLogger(Recorder):
         )
 
     def _check_target(self, optimizer: AdamaxClipped, rate: float) -> None:
-        schedule = optimizer.clip_multiplier
-        if not isinstance(schedule, TargetClipRate):
+        target = optimizer.target_clip_rate
+        if target is None:
             return
-        target = schedule.target
         # The multiplier is read from the device only where that can tell.
         if (
             not self._has_warned_of_target

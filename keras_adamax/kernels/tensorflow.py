@@ -383,7 +383,7 @@ def count_above(
                 tf.cast(
                     spikes.are_above(
                         g,
-                        spikes.sample_of(u, u.shape, stride),
+                        spikes.sample_of(u, tuple(u.shape), stride),
                         clip_multiplier,
                         clip_epsilon,
                     ),
