@@ -166,20 +166,23 @@ class AdamaxClipped(RestorableOptimizer):
     accumulated so far and its own, divided by the number of micro-batches. It
     leaves out the micro-batch alone, and only a complete update arms it. Of a
     variable with more than 262,143 elements it looks at a sample of at least
-    131,072, evenly spread in runs of 16. A step that `skip_nonfinite` leaves
-    out does not reach the gate.
+    131,072, evenly spread in runs of 16; at all elements where JAX has several
+    devices or the variable is spread over some. A step that `skip_nonfinite`
+    leaves out does not reach the gate.
 
     The gate is part of the state only where there is a `spike_threshold`. A
-    state that was saved without one loads into an optimizer with one, whose
+    file that was saved without one loads into an optimizer with one, whose
     gate is then not armed and has left out nothing; the other way about, the
-    gate's part is not read. Keras's wrappers know the number of variables
-    alone: a LossScaleOptimizer then warns and starts with its first scale.
+    gate's part is not read. `set_weights`, `set_state_tree` and TensorFlow's
+    checkpoints need an optimizer that has one, too. Keras's wrappers know the
+    number of variables alone: a LossScaleOptimizer then warns and starts with
+    its first scale.
 
     Raises:
         TypeError: If an argument is of a wrong type.
         ValueError: If an argument is out of range, or `clip_multiplier` is a
             `TargetClipRate` and `clip_gradients` or `track_clip_rate` is
-            `False`.
+            `False`, or its target is not below `spike_threshold`.
 
     Example:
         >>> import keras, keras_adamax
@@ -271,6 +274,19 @@ class AdamaxClipped(RestorableOptimizer):
                 f"max_skipped_spikes={max_skipped_spikes!r}, "
                 "clip_gradients=False. Leave them out, or set "
                 "clip_gradients=True."
+            )
+        target = live.target_clip_rate
+        if (
+            target is not None
+            and spike_threshold is not None
+            and target.target >= spike_threshold
+        ):
+            raise ValueError(
+                "The target of a `TargetClipRate` must be below "
+                "`spike_threshold`, which would leave out ordinary steps. "
+                f"Received: clip_multiplier=TargetClipRate({target.target!r}), "
+                f"spike_threshold={spike_threshold!r}. Choose a smaller target "
+                "or a larger threshold."
             )
         if clip_gradients and (
             np.float32(live.written.get("clip_epsilon", 1.0)) == 0
@@ -525,7 +541,7 @@ class AdamaxClipped(RestorableOptimizer):
             ):
                 super().apply(grads, trainable_variables)
                 return
-            is_applied, decided = self._decide(grads, targets)
+            is_applied, decided = self._decide(grads, targets, has_gate)
             self._kernel.apply_if(
                 is_applied,
                 self,
@@ -536,7 +552,7 @@ class AdamaxClipped(RestorableOptimizer):
             )
 
     def _decide(
-        self, grads: Sequence[Any], variables: Sequence[Any]
+        self, grads: Sequence[Any], variables: Sequence[Any], has_gate: bool
     ) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
         """Whether a step is applied, and what is then known of all steps.
 
@@ -550,7 +566,7 @@ class AdamaxClipped(RestorableOptimizer):
             skipped = ops.convert_to_tensor(self._skipped_steps)
             is_skipped = 1 - ops.cast(is_applied, self._skipped_steps.dtype)
             decided.append((self._skipped_steps, skipped + is_skipped))
-        if self._spike_gate is not None:
+        if has_gate:
             self._check_variables_are_known(variables)
             is_applied, changed = self._pass_gate(grads, variables, is_applied)
             decided += changed
@@ -1159,6 +1175,8 @@ class AdamaxClipped(RestorableOptimizer):
             return SpikeStatistics(0, 0, 0, ())
         present = rows
         if present is None:
+            # Fails where `fit` holds the state.
+            self._kernel.to_numpy(self._last_spikes)
             present = np.asarray(ops.convert_to_numpy(self.last_spikes))
         pending = self._pending_state
         paths = self._paths

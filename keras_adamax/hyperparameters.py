@@ -47,6 +47,9 @@ PACKED_WITHOUT_GATE = PACKED[: PACKED.index("spike_threshold")]
 SCHEDULABLE = ("beta_1", "beta_2", "clip_multiplier", "clip_epsilon")
 
 
+_INTEGERS = frozenset({"max_skipped_spikes"})
+
+
 def check(name: str, value: Any) -> Any:
     """Returns the number, schedule or `None` that hyperparameter `name` takes.
 
@@ -74,7 +77,7 @@ def check(name: str, value: Any) -> Any:
         )
     if name in ("weight_decay", "spike_threshold"):
         return _validation.check_optional_number(name, value, **RANGES[name])
-    if name == "max_skipped_spikes":
+    if name in _INTEGERS:
         return _validation.check_integer(name, value, **RANGES[name])
     if name not in SCHEDULABLE:
         hint = (
@@ -178,9 +181,11 @@ class LiveHyperparameters:
             return self.schedules[name]
         if name not in self.written:
             return self._unread.get(name)
-        return written_or_shortest(
+        value = written_or_shortest(
             self.written[name], values[PACKED.index(name)]
         )
+        # Any number may have been assigned to the variable.
+        return max(round(value), 1) if name in _INTEGERS else value
 
     def set(self, name: str, value: Any, values: np.ndarray) -> None:
         """Sets a number on the live optimizer.
@@ -223,7 +228,7 @@ class LiveHyperparameters:
             )
         check_value = (
             _validation.check_integer
-            if name == "max_skipped_spikes"
+            if name in _INTEGERS
             else _validation.check_number
         )
         self.assign({name: check_value(name, value, **RANGES[name])}, values)

@@ -213,14 +213,18 @@ def test_train_on_batch():
 @pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
 # Dynamo and Inductor warn about themselves.
 @pytest.mark.filterwarnings("ignore")
-def test_torch_compile():
+@pytest.mark.parametrize(
+    "config", [{}, {"spike_threshold": 0.9, "skip_nonfinite": True}], ids=str
+)
+def test_torch_compile(config):
     """Keras's own Adamax works with `jit_compile=True`: so must ours."""
     values, gradients = start()
-    optimizer = AdamaxClipped()
+    optimizer = AdamaxClipped(**config)
     model = support.start_fit(values, optimizer, jit_compile=True)
     support.fit(model, gradients)
-    oracle = support.run_oracle(support.oracle_of(values), gradients)
+    oracle = support.run_oracle(support.oracle_of(values, **config), gradients)
     support.assert_follows(oracle, optimizer, model.weights)
+    assert optimizer.spike_steps() == oracle.spike_steps
 
 
 class EmbeddingModel(keras.Model):

@@ -449,6 +449,30 @@ class TestSample:
         assert sample.shape == (spikes.sample_size(shape, stride),)
         assert abs(sample.mean() - above.mean()) < 0.005
 
+    def test_where_whole_runs_exceed_alike_it_is_larger(self):
+        """As in the dense gradient of an embedding with short rows."""
+        shape = (200003, 16)
+        above = np.zeros(shape, bool)
+        above[np.random.default_rng(0).random(shape[0]) < 0.2] = True
+        stride = spikes.stride_of(shape)
+        sample = numpy(
+            spikes.sample_of(keras.ops.convert_to_tensor(above), shape, stride)
+        )
+        assert abs(sample.mean() - above.mean()) < 0.015
+
+    @pytest.mark.skipif(BACKEND != "torch", reason="others check shapes")
+    def test_a_gradient_of_another_shape(self):
+        variables = support.make_variables([np.zeros(4, "float32")])
+        optimizer = AdamaxClipped(clip_epsilon=1.0, spike_threshold=0.5)
+        optimizer.build(variables)
+        for size, number in ((0.5, 0), (99.0, 1)):
+            # It is the gradient of each of the four weights.
+            gradient = keras.ops.convert_to_tensor([size], "float32")
+            optimizer.apply([gradient], variables)
+            assert optimizer.spike_steps() == number
+        with pytest.raises(RuntimeError, match="size"):
+            optimizer.apply([keras.ops.ones(4000)], variables)
+
     @pytest.mark.parametrize("loop", support.LOOPS)
     def test_it_is_weighted_by_the_size_of_the_variable(self, loop):
         """Of 400,000 elements in one variable and 100,000 in another."""
@@ -924,6 +948,16 @@ class TestSaved:
         store = {}
         optimizer.save_own_variables(store)
         return store, variables, oracle, gradients[number:]
+
+    def test_another_number_is_written_by_position(self):
+        variables = support.make_variables(start()[0])
+        saved = AdamaxClipped(spike_threshold=0.2, max_skipped_spikes=5)
+        optimizer = AdamaxClipped(spike_threshold=0.2, max_skipped_spikes=3)
+        for one in (saved, optimizer):
+            one.build(variables)
+        support.set_weights(optimizer, [numpy(v) for v in saved.variables])
+        config = optimizer.get_config()
+        assert AdamaxClipped.from_config(config).max_skipped_spikes == 5
 
     # In a row of spikes, when it is not armed, and when it is.
     @pytest.mark.parametrize("number", [11, 12, 13, 14, 15])

@@ -497,6 +497,13 @@ class TestConfiguration:
         with pytest.raises(TypeError, match="`learning_rate` must not"):
             AdamaxClipped().learning_rate = TargetClipRate(0.1)
 
+    @pytest.mark.parametrize("threshold", [0.05, 0.1])
+    def test_above_the_threshold_of_the_gate(self, threshold):
+        with pytest.raises(ValueError, match="must be below `spike_threshold`"):
+            AdamaxClipped(
+                clip_multiplier=TargetClipRate(0.1), spike_threshold=threshold
+            )
+
     def test_inside_of_others(self):
         with pytest.raises(TypeError, match=r"`schedules\[1\]` must not be a"):
             JoinedSchedule([1.5, TargetClipRate(0.1)], [10])

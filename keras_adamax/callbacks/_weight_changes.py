@@ -24,6 +24,8 @@ BINS = 32
 BLOCK = 2**18
 # Counting keeps an index an element.
 COUNTING_BLOCK = 2**14
+# Of an int32, in which XLA counts.
+LARGEST_INDEX = 2**31 - 1
 # The step is packed with the floats: two limbs that float32 holds exactly.
 STEP_BASE = 2**20
 
@@ -211,7 +213,9 @@ def _measure(
         index = ops.cast(ops.clip(ops.floor(position), 0, bins - 1), "int32")
         return kernels.load().count_integers(ops.reshape(index, (-1,)), bins)
 
-    none = ops.zeros((bins,), "int32")
+    # A bin of int32 may overflow where a variable has more than it can count.
+    is_large = math.prod(current.shape) > LARGEST_INDEX
+    none = ops.zeros((bins,), dtype if is_large else "int32")
     counts = fold(count, ops.add, weight_squares, none, COUNTING_BLOCK)
     return ops.concatenate([measures, ops.cast(counts, dtype)])
 
@@ -234,14 +238,27 @@ def _fold(
     if block is None or size <= block:
         return function(previous, current)
     flat = [ops.reshape(previous, (-1,)), ops.reshape(current, (-1,))]
+    blocks = size // block
+    if size <= LARGEST_INDEX:
+
+        def part(x: Tensor, i: Tensor) -> Tensor:
+            return ops.slice(x, (ops.multiply(i, block),), (block,))
+
+        whole = flat
+    else:
+        # Positions are int32, those of rows are small enough. It may take a
+        # copy, which smaller variables are spared.
+        def part(x: Tensor, i: Tensor) -> Tensor:
+            row = ops.slice(x, (i, ops.zeros_like(i)), (1, block))
+            return ops.reshape(row, (block,))
+
+        whole = [
+            ops.reshape(x[: blocks * block], (blocks, block)) for x in flat
+        ]
 
     def body(i: Tensor, total: Tensor) -> Tensor:
-        start = ops.multiply(i, block)
-        return combine(
-            total, function(*(ops.slice(x, (start,), (block,)) for x in flat))
-        )
+        return combine(total, function(*(part(x, i) for x in whole)))
 
-    blocks = size // block
     total = ops.fori_loop(0, blocks, body, initial)
     if size % block:
         total = combine(total, function(*(x[blocks * block :] for x in flat)))

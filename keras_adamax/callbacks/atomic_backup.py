@@ -68,7 +68,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     others (EarlyStopping's patience, say) does not, as in Keras.
     `keras.callbacks.SwapEMAWeights` may stand in front or behind. In front,
     with `swap_on_epoch=True`, it leaves nothing but the averages after the
-    last epoch, so a `fit` with more epochs goes on from the backup before.
+    last epoch, so a `fit` with more epochs goes on from the backup before. One
+    that another callback of yours holds is not seen: give it to `fit` itself.
     A callback of your own that puts other weights into the model when an
     epoch ends, and takes them out when the next one begins, must stand behind
     `AtomicBackup`. One that changes the weights for good must stand in front.

@@ -272,7 +272,10 @@ class ClipRateLogger(Recorder):
 
     def _measure_between(self) -> Measurement:
         self._ours()
-        step, _, gates = _clip_counts.read(self._optimizers)
+        step, snapshots, gates = _clip_counts.read(self._optimizers)
+        # Optimizers that were not built when the window began.
+        for _ in snapshots[len(self._snapshots) :]:
+            self._snapshots.append(ClipStatistics({}, {}))
         earlier = self._find_spikes(step, gates)
         return Measurement(step, (), {}, {}, earlier=earlier)
 

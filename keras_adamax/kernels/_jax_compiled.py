@@ -123,7 +123,8 @@ def are_finite(tensors: Sequence[jax.Array]) -> jax.Array:
         jax.ShapeDtypeStruct((len(tensors), statistics.DIGITS), "float32"),
         vmap_method="sequential",
     )
-    return jnp.all(call(*tensors) == 0)
+    # A decision has no derivative.
+    return jnp.all(call(*jax.lax.stop_gradient(list(tensors))) == 0)
 
 
 def count_above(
@@ -146,9 +147,9 @@ def count_above(
         jax.ShapeDtypeStruct((len(samples),), "int32"),
         vmap_method="sequential",
     )
+    numbers = jnp.stack([clip_multiplier, clip_epsilon])
     return call(
-        jnp.stack([clip_multiplier, clip_epsilon]),
-        *samples,
-        *norms,
+        # A count has no derivative.
+        *jax.lax.stop_gradient([numbers, *samples, *norms]),
         strides=np.asarray(strides, "int64"),
     )

@@ -205,8 +205,14 @@ def count_above(
         kernel: The chosen kernel.
     """
     values = [norm.value for norm in norms]
+    # The library reads as many norms as there are gradients.
+    have_one_size = all(
+        g.numel() == spikes.sample_size(value.shape, stride)
+        for g, value, stride in zip(gradients, values, strides, strict=True)
+    )
     if (
-        all(
+        have_one_size
+        and all(
             _is_host(x.device) and _torch_tensors.is_plain(x)
             for x in (*gradients, *values)
         )
@@ -243,6 +249,7 @@ def value_if(
     return torch.where(condition, function(), other)
 
 
+@torch.compiler.disable
 def apply_if(
     is_applied: Tensor,
     optimizer: Any,

@@ -139,6 +139,17 @@ def test_without_a_gate_nothing_is_added():
     assert set(logger.records["quantity"]) == {"clip_rate", "loss"}
 
 
+def test_optimizers_that_come_into_being_in_the_first_epoch(tmp_path):
+    """A record is not due in it, but a backup is."""
+    optimizer = keras.optimizers.MultiOptimizer(lambda _: make_optimizer())
+    model = training.make_model(optimizer=optimizer)
+    logger = ClipRateLogger(100)
+    fit(model, [logger, AtomicBackup(tmp_path / "backup")])
+    assert len(training.rows(logger.records, quantity="spikes")) == 0
+    [*_, last] = logger.records["quantity"]
+    assert last == "spike_rate"
+
+
 def test_one_vector_a_record(monkeypatch):
     model = training.make_model(optimizer=make_optimizer())
     transfers = Transfers(monkeypatch)

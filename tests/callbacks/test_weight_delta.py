@@ -185,7 +185,10 @@ def test_steps_beyond_float32_are_exact():
 @pytest.mark.parametrize(
     "shape", [(), (0, 3), (1,), (_weight_changes.BLOCK * 2 + 7,), (700, 900)]
 )
-def test_counts_and_blocks(shape):
+@pytest.mark.parametrize("largest_index", [2**31 - 1, 2**10])
+def test_counts_and_blocks(shape, largest_index, monkeypatch):
+    # The second, as if the variable had 2^31 elements.
+    monkeypatch.setattr(_weight_changes, "LARGEST_INDEX", largest_index)
     rng = np.random.default_rng(1)
     before = np.asarray(rng.normal(size=shape), "float32")
     move = np.asarray(rng.normal(size=shape), "float32")

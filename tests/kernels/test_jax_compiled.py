@@ -151,13 +151,16 @@ def arguments(shape=(6, 4), **options):
     return stateless(optimizer), [variable.value], state
 
 
-def test_can_be_differentiated_as_the_reference_can(monkeypatch):
+@pytest.mark.parametrize(
+    "options", [{}, {"spike_threshold": 0.2, "skip_nonfinite": True}]
+)
+def test_can_be_differentiated_as_the_reference_can(monkeypatch, options):
     results = []
     for kernel in ("reference", "compiled"):
         monkeypatch.setenv(SETTING, kernel)
         # Of a gradient that is clipped, or the same in all steps, no weight
         # depends.
-        step, values, state = arguments(clip_epsilon=10.0)
+        step, values, state = arguments(clip_epsilon=10.0, **options)
 
         def loss(gradient, step=step, values=values, state=state):
             new = values
