@@ -146,8 +146,7 @@ def test_optimizers_that_come_into_being_in_the_first_epoch(tmp_path):
     logger = ClipRateLogger(100)
     fit(model, [logger, AtomicBackup(tmp_path / "backup")])
     assert len(training.rows(logger.records, quantity="spikes")) == 0
-    [*_, last] = logger.records["quantity"]
-    assert last == "spike_rate"
+    assert len(training.rows(logger.records, quantity="spike_rate")) > 0
 
 
 def test_one_vector_a_record(monkeypatch):
