@@ -286,7 +286,7 @@ class TestRule:
 
     def test_a_spike_that_is_left_out_leaves_it(self):
         variables, optimizer, oracle = make(
-            0.5, [(4,)], clip_epsilon=1.0, spike_threshold=0.3
+            0.25, [(4,)], clip_epsilon=1.0, spike_threshold=0.3
         )
         step = support.make_step(support.COMPILED_LOOP, optimizer, variables)
         small, large = [np.full(4, size, "float32") for size in (0.5, 99.0)]
