@@ -10,11 +10,13 @@ import csv
 import json
 import multiprocessing
 import os
+import pickle
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -416,6 +418,58 @@ def test_a_worker_that_died_while_it_waited_is_not_missed(
     monkeypatch.setattr(_workers, "run_workers", kill_first)
     result = search_here(tmp_path / "out", workers=2)
     assert [trial.state for trial in result.trials] == ["completed"] * TRIALS
+
+
+@pytest.fixture
+def memory():
+    """Bytes that were allocated since the test began, and are still held."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+
+DATA_SIZE = 10_000_000
+# What `note_memory` has found.
+held = []
+
+
+def note_memory(data, number):
+    """Work for a worker."""
+    assert (len(data), number) == (DATA_SIZE, 1)
+    held.append(tracemalloc.get_traced_memory()[0])
+
+
+def test_a_worker_holds_its_data_once(memory, monkeypatch):
+    class Orders:
+        parts = [sys.path]
+
+        def poll(self, seconds):
+            return True
+
+        def recv_bytes(self):
+            if self.parts:
+                return pickle.dumps(self.parts.pop())
+            return pickle.dumps((note_memory, bytes(DATA_SIZE)))
+
+    monkeypatch.setattr(_workers._signals, "handle_in_worker", lambda _: None)
+    held.clear()
+    _workers._run(1, "os", Orders(), None, os.getppid())
+    assert len(held) == 1
+    assert DATA_SIZE <= held[0] < 1.5 * DATA_SIZE
+
+
+def test_a_parent_holds_no_order_while_it_waits(memory, monkeypatch):
+    sent, found = [], []
+
+    class Worker:
+        def order(self, path, work):
+            sent.append(len(work))
+
+    data = bytes(DATA_SIZE)
+    monkeypatch.setattr(_workers, "_wait", lambda *_: found.append(memory()))
+    _workers.run_workers(note_memory, data, {1: Worker()}, lambda: None, print)
+    assert sent[0] > DATA_SIZE
+    assert DATA_SIZE <= found[0] < 1.5 * DATA_SIZE
 
 
 def test_what_is_searched_in_vain_is_said_once(tmp_path):

@@ -185,11 +185,8 @@ def run_workers(
         Exception: The first error of a worker that is no accident.
         WorkersDiedError: If all workers died.
     """
-    # The path comes first: what is pickled may be imported from there.
-    order = (pickle.dumps(sys.path), pickle.dumps((work, settings)))
     try:
-        for worker in workers.values():
-            worker.order(*order)
+        _order(workers, work, settings)
         failure = _wait(workers, look, say)
     except BaseException:
         _stop(workers, say)
@@ -197,6 +194,20 @@ def run_workers(
     look()
     if failure is not None:
         raise failure
+
+
+def _order(
+    workers: dict[int, _Worker],
+    work: Callable[[Any, int], None],
+    settings: Any,
+) -> None:
+    # A function of its own: what is pickled may be large, and must be gone
+    # while the workers run.
+    #
+    # The path comes first: what is pickled may be imported from there.
+    order = (pickle.dumps(sys.path), pickle.dumps((work, settings)))
+    for worker in workers.values():
+        worker.order(*order)
 
 
 def check_importable(settings: Any) -> None:
@@ -326,8 +337,9 @@ def _run(
         return
     try:
         _signals.handle_in_worker(parent)
-        sys.path[:] = pickle.loads(order[0])
-        work, settings = pickle.loads(order[1])
+        # Nothing of it stays: it may hold all data.
+        sys.path[:] = pickle.loads(order.pop(0))
+        work, settings = pickle.loads(order.pop())
         work(settings, number)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED)
