@@ -33,7 +33,7 @@ from keras_adamax_tuning import (
 )
 from keras_adamax_tuning._data import as_data
 from tests.support import id_of
-from tests.tuning import searched
+from tests.tuning import failing_workers, searched
 
 ROOT = Path(__file__).parent.parent.parent
 TRIALS = 4
@@ -470,6 +470,90 @@ def test_a_parent_holds_no_order_while_it_waits(memory, monkeypatch):
     _workers.run_workers(note_memory, data, {1: Worker()}, lambda: None, print)
     assert sent[0] > DATA_SIZE
     assert DATA_SIZE <= found[0] < 1.5 * DATA_SIZE
+
+
+def run_marking(workers, folder):
+    """Lets workers leave marks; returns their numbers and process ids."""
+    folder.mkdir()
+    _workers.run_workers(
+        failing_workers.leaves_a_mark, folder, workers, lambda: None, print
+    )
+    marks = [path.name.split() for path in folder.iterdir()]
+    return {int(number): int(pid) for number, pid in marks}
+
+
+def ids_of(workers):
+    return {number: w.process.pid for number, w in workers.items()}
+
+
+def test_a_search_takes_the_workers_that_wait_once(tmp_path):
+    with _workers.waiting(2, "os"):
+        first = multiprocessing.active_children()
+        with _workers.started(2, "os") as workers:
+            # As in a function that loads the data.
+            with _workers.started(2, "os") as others:
+                inner = run_marking(others, tmp_path / "inner")
+            outer = run_marking(workers, tmp_path / "outer")
+        assert sorted(outer.values()) == sorted(p.pid for p in first)
+        assert outer == ids_of(workers) and inner == ids_of(others)
+        assert not {*outer.values()} & {*inner.values()}
+        with _workers.started(2, "os") as workers:
+            again = run_marking(workers, tmp_path / "again")
+        assert len({*again.values(), *outer.values(), *inner.values()}) == 6
+    assert not multiprocessing.active_children()
+
+
+def test_a_search_that_failed_leaves_its_workers_to_the_next(tmp_path):
+    with _workers.waiting(2, "os"):
+        with pytest.raises(KeyError), _workers.started(2, "os") as workers:
+            raise KeyError("before the order")
+        with _workers.started(2, "os") as next_ones:
+            assert next_ones is workers
+            assert len(run_marking(next_ones, tmp_path / "marks")) == 2
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_search_takes_as_many_workers_as_it_wants(tmp_path, others):
+    with _workers.waiting(others, "os"):
+        with _workers.started(2, "os") as workers:
+            assert len(run_marking(workers, tmp_path / "marks")) == 2
+        with _workers.started(1, "os") as workers:
+            assert not workers
+    assert not multiprocessing.active_children()
+
+
+def test_no_workers_are_none_that_were_stopped():
+    with pytest.raises(ValueError, match="`workers` must hold a process"):
+        _workers.run_workers(print, None, {}, lambda: None, print)
+
+
+class Searches(searched.OwnFit):
+    """Its `fit` is a search."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def fit(self, hp, model, x, y, **kwargs):
+        found = searched.search(self.output, workers=2)
+        return {"score": found.best_trial.score}
+
+
+@pytest.mark.slow
+def test_a_search_within_a_search_has_workers(tmp_path):
+    result = run_search(
+        Searches(tmp_path / "inner"),
+        searched.load_data,
+        objective="score",
+        direction="min",
+        max_trials=1,
+        epochs=None,
+        output=tmp_path / "outer",
+        verbose=False,
+    )
+    assert [trial.state for trial in result.trials] == ["completed"]
+    inner = SearchResult.load(tmp_path / "inner")
+    assert inner.best_trial.score == result.best_trial.score
 
 
 def test_what_is_searched_in_vain_is_said_once(tmp_path):

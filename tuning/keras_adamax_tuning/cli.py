@@ -199,7 +199,7 @@ def _search(options: argparse.Namespace) -> int:
     from keras_adamax_tuning import _workers
 
     # Before anything imports Keras: they do so at the same time.
-    with _workers.started(options.workers, "keras_adamax_tuning.search"):
+    with _workers.waiting(options.workers, "keras_adamax_tuning.search"):
         return _search_with_workers(options)
 
 
