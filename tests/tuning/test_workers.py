@@ -116,6 +116,18 @@ class Search:
                 known.add(pid)
         return known
 
+    def started(self):
+        """Ids of the workers, whether or not they have begun."""
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                group = os.getpgid(int(path.parent.name))
+                if group == self.process.pid and b"spawn_main" in (
+                    path.read_bytes()
+                ):
+                    found.add(int(path.parent.name))
+        return found
+
     def wait_for_workers(self, count):
         self.wait_until(lambda: len(self.workers()) >= count)
 
@@ -372,18 +384,6 @@ class HangingSearch(Search):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def started(self):
-        """Ids of the workers, whether or not they have begun."""
-        found = set()
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                group = os.getpgid(int(path.parent.name))
-                if group == self.process.pid and b"spawn_main" in (
-                    path.read_bytes()
-                ):
-                    found.add(int(path.parent.name))
-        return found
-
 
 def test_workers_that_wait_end_when_their_parent_is_killed(
     tmp_path, monkeypatch
@@ -404,6 +404,19 @@ def test_a_signal_during_the_start_ends_all(tmp_path, monkeypatch, number):
         printed = search.printed()
     assert "nothing is lost" in printed and "Traceback" not in printed
     assert len(printed.splitlines()) == 2
+
+
+def test_sigterm_while_the_command_imports_ends_all(tmp_path):
+    with Search(tmp_path / "out", hold=False) as search:
+        # They are started before the command imports Keras.
+        search.wait_until(search.started)
+        search.process.terminate()
+        assert search.finish(30) == 130, search.printed()
+        assert not search.started()
+        printed = search.printed()
+    assert "nothing is lost" in printed and "Traceback" not in printed
+    assert len(printed.splitlines()) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_worker_that_died_while_it_waited_is_not_missed(

@@ -35,30 +35,34 @@ def check() -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Makes both signals raise KeyboardInterrupt in the main thread."""
+    """Makes both signals raise KeyboardInterrupt in the main thread.
+
+    A signal of a block within another is one of both.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    _State.requested = False
     before = {number: signal.signal(number, _handle) for number in _STOPPING}
     try:
+        check()
         yield
         check()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _State.requested = False
+        if _handle not in before.values():
+            _State.requested = False
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Makes a signal wait until `check`; a second one waits for nothing."""
-    _State.deferred = True
+    before, _State.deferred = _State.deferred, True
     try:
         check()
         yield
     finally:
-        _State.deferred = False
+        _State.deferred = before
 
 
 @contextlib.contextmanager

@@ -196,10 +196,13 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from keras_adamax_tuning import _workers
+    from keras_adamax_tuning import _signals, _workers
 
     # Before anything imports Keras: they do so at the same time.
-    with _workers.waiting(options.workers, "keras_adamax_tuning.search"):
+    with (
+        _signals.handled(),
+        _workers.waiting(options.workers, "keras_adamax_tuning.search"),
+    ):
         return _search_with_workers(options)
 
 
