@@ -3,18 +3,20 @@
 An exception out of a signal's handler can come up anywhere. In a callback of
 the garbage collector, of which JAX has one, it is printed and forgotten; in
 the middle of a transaction it does no good either. While trials run, a signal
-is therefore noted only, and looked at before each batch.
+is therefore noted only, and looked at before each batch. So is one in such a
+callback at any time.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -107,12 +109,22 @@ def handle_in_worker(parent: int) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def _handle(number: int, frame: Any) -> None:
+def _handle(number: int, frame: types.FrameType | None) -> None:
     again, _State.requested = _State.requested, True
     if again and not _State.impatient:
         return
-    if _State.deferred and not again:
+    if (_State.deferred or _is_lost(frame)) and not again:
         if _State.impatient:
             print("stopping; once more to stop at once", file=sys.stderr)
         return
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _is_lost(frame: types.FrameType | None) -> bool:
+    """Whether an exception here would be printed and forgotten."""
+    codes = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
