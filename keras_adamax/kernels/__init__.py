@@ -14,8 +14,9 @@ the same functions:
 - `no_gradient()`: a context in which the update is not recorded.
 - `outside_of_graph()`: a context in which variables get values at once, also
   while a step is being traced.
-- `shared_compilations()`: a context in which this process, and those that it
-  starts, compile the same program once, where the backend can do that.
+- `shared_compilations(given)`: a context in which one program is compiled
+  once, where the backend can do that. Another process shares it if it is
+  given what the context gave here; it may have imported the backend before.
 - `to_numpy(variable)`: the variable's value on the host.
 - `is_sparse(gradient)`, `rows(gradient)`, `summed_rows(gradient)`,
   `with_values(gradient, values)` and `to_dense(gradient, shape)`: sparse

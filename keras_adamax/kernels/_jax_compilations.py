@@ -6,7 +6,6 @@ programs in a folder, where other processes find them, too.
 """
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -21,34 +20,33 @@ _SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 
 
 @contextlib.contextmanager
-def shared() -> Iterator[None]:
+def shared(settings: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """Keeps compiled programs until the end of the block.
 
-    Also for processes that are started in it. Where the user has JAX keep them
-    already, nothing is changed.
+    Where the user has JAX keep them already, nothing is changed.
+
+    Args:
+        settings: What the block of another process of this machine has given,
+            to share its programs; None for a new folder.
+
+    Yields:
+        JAX's settings, which other processes can be given.
     """
     before = {name: getattr(jax.config, name) for name in (_FOLDER, _SHORTEST)}
-    if before[_FOLDER] is not None:
-        yield
-        return
-    # Not in the search's folder: what was compiled for the processor of one
-    # machine may not run on another.
-    with tempfile.TemporaryDirectory(
-        prefix="keras_adamax_", ignore_cleanup_errors=True
-    ) as folder:
-        settings: dict[str, Any] = {_FOLDER: folder, _SHORTEST: 0.0}
-        environment = dict(os.environ)
-        os.environ |= {name.upper(): str(v) for name, v in settings.items()}
-        _configure(settings)
-        try:
-            yield
-        finally:
-            _configure(before)
-            for name in map(str.upper, settings):
-                if name in environment:
-                    os.environ[name] = environment[name]
-                else:
-                    del os.environ[name]
+    with contextlib.ExitStack() as stack:
+        if before[_FOLDER] is not None:
+            settings = before
+        elif settings is None:
+            # Not in the search's folder: what was compiled for the processor
+            # of one machine may not run on another.
+            folder = tempfile.TemporaryDirectory(
+                prefix="keras_adamax_", ignore_cleanup_errors=True
+            )
+            settings = {_FOLDER: stack.enter_context(folder), _SHORTEST: 0.0}
+        if settings != before:
+            stack.callback(_configure, before)
+            _configure(settings)
+        yield settings
 
 
 def _configure(settings: dict[str, Any]) -> None:

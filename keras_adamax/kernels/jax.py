@@ -192,9 +192,9 @@ def outside_of_graph() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def shared_compilations() -> contextlib.AbstractContextManager:
+def shared_compilations(given: Any = None) -> contextlib.AbstractContextManager:
     """Processes find what others compiled in a folder of this block."""
-    return _jax_compilations.shared()
+    return _jax_compilations.shared(given)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:

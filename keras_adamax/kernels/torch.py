@@ -74,8 +74,9 @@ def outside_of_graph() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def shared_compilations() -> contextlib.AbstractContextManager:
+def shared_compilations(given: Any = None) -> contextlib.AbstractContextManager:
     """There is nothing to share: torch keeps what it compiles by itself."""
+    del given
     return contextlib.nullcontext()
 
 

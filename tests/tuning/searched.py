@@ -170,6 +170,26 @@ class Trace(keras.callbacks.Callback):
             time.sleep(0.05)
 
 
+class Compilations(keras.callbacks.Callback):
+    """Notes where JAX keeps what it compiled, in two processes at once."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs=None):
+        (self.folder / "pid").write_text(str(os.getpid()))
+        while len(list(self.folder.parent.glob("*/pid"))) < 2:
+            time.sleep(0.05)
+
+    def on_train_end(self, logs=None):
+        import jax
+
+        kept = jax.config.jax_compilation_cache_dir
+        found = [p.name for p in Path(kept or "none").glob("jit_train*-cache")]
+        (self.folder / "kept").write_text("\n".join([str(kept), *found]))
+
+
 class Failing(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         raise RuntimeError("it\nbroke")
@@ -187,6 +207,11 @@ class Signal(keras.callbacks.Callback):
 def trace(trial, hp, folder):
     del trial, hp
     return [Trace(folder)]
+
+
+def notes_compilations(trial, hp, folder):
+    del trial, hp
+    return [Compilations(folder)]
 
 
 def fail(trial, hp, folder):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_adamax import kernels
-from keras_adamax_tuning import run_search
+from keras_adamax_tuning import cli, run_search
 from tests.tuning import searched
 
 pytestmark = pytest.mark.skipif(
@@ -46,6 +46,32 @@ def test_trials_compile_once(tmp_path):
     # A program for the first batches and one for the rest, at most.
     assert compiled[0]
     assert compiled[1:] == [compiled[0], compiled[0]]
+
+
+def test_the_workers_of_the_command_compile_together(tmp_path):
+    """They have imported JAX before there is a folder for what it compiles."""
+    arguments = [
+        "tests.tuning.searched:build_model",
+        "--data=tests.tuning.searched:load_data",
+        "--space=tests.tuning.searched:SPACE",
+        "--callbacks=tests.tuning.searched:notes_compilations",
+        "--sampler=random",
+        "--max-trials=2",
+        "--epochs=1",
+        "--workers=2",
+        f"--output={tmp_path / 'out'}",
+    ]
+    assert cli.main(arguments) == 0
+    trials = list((tmp_path / "out" / "trials").iterdir())
+    assert len({(trial / "pid").read_text() for trial in trials}) == 2
+    first, second = (
+        (trial / "kept").read_text().splitlines() for trial in trials
+    )
+    assert first[0] == second[0] != "None"
+    # A program for the first batches and one for the rest, at most.
+    assert 1 <= len({*first[1:], *second[1:]}) <= 2
+    # The parent removes it.
+    assert not Path(first[0]).exists()
 
 
 def test_the_scores_are_those_of_what_was_compiled_anew(tmp_path, monkeypatch):

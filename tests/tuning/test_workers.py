@@ -10,11 +10,13 @@ import csv
 import json
 import multiprocessing
 import os
+import pickle
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from keras_adamax_tuning import (
 )
 from keras_adamax_tuning._data import as_data
 from tests.support import id_of
-from tests.tuning import searched
+from tests.tuning import failing_workers, searched
 
 ROOT = Path(__file__).parent.parent.parent
 TRIALS = 4
@@ -113,6 +115,18 @@ class Search:
             if pid and state.rpartition(")")[2].split()[0] not in "ZX":
                 known.add(pid)
         return known
+
+    def started(self):
+        """Ids of the workers, whether or not they have begun."""
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                group = os.getpgid(int(path.parent.name))
+                if group == self.process.pid and b"spawn_main" in (
+                    path.read_bytes()
+                ):
+                    found.add(int(path.parent.name))
+        return found
 
     def wait_for_workers(self, count):
         self.wait_until(lambda: len(self.workers()) >= count)
@@ -370,18 +384,6 @@ class HangingSearch(Search):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def started(self):
-        """Ids of the workers, whether or not they have begun."""
-        found = set()
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                group = os.getpgid(int(path.parent.name))
-                if group == self.process.pid and b"spawn_main" in (
-                    path.read_bytes()
-                ):
-                    found.add(int(path.parent.name))
-        return found
-
 
 def test_workers_that_wait_end_when_their_parent_is_killed(
     tmp_path, monkeypatch
@@ -404,6 +406,21 @@ def test_a_signal_during_the_start_ends_all(tmp_path, monkeypatch, number):
     assert len(printed.splitlines()) == 2
 
 
+def test_sigterm_while_the_command_imports_ends_all(tmp_path):
+    with Search(tmp_path / "out", hold=False) as search:
+        # They are started before the command imports Keras.
+        search.wait_until(search.started)
+        search.process.terminate()
+        # Imports end first.
+        assert search.finish() == 130, search.printed()
+        assert not search.started()
+        printed = search.printed()
+    assert "nothing is lost" in printed and "Traceback" not in printed
+    assert len(printed.splitlines()) == 3
+    assert "once more to stop at once" in printed
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_worker_that_died_while_it_waited_is_not_missed(
     tmp_path, monkeypatch
 ):
@@ -416,6 +433,142 @@ def test_a_worker_that_died_while_it_waited_is_not_missed(
     monkeypatch.setattr(_workers, "run_workers", kill_first)
     result = search_here(tmp_path / "out", workers=2)
     assert [trial.state for trial in result.trials] == ["completed"] * TRIALS
+
+
+@pytest.fixture
+def memory():
+    """Bytes that were allocated since the test began, and are still held."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+
+DATA_SIZE = 10_000_000
+# What `note_memory` has found.
+held = []
+
+
+def note_memory(data, number):
+    """Work for a worker."""
+    assert (len(data), number) == (DATA_SIZE, 1)
+    held.append(tracemalloc.get_traced_memory()[0])
+
+
+def test_a_worker_holds_its_data_once(memory, monkeypatch):
+    class Orders:
+        parts = [sys.path]
+
+        def poll(self, seconds):
+            return True
+
+        def recv_bytes(self):
+            if self.parts:
+                return pickle.dumps(self.parts.pop())
+            return pickle.dumps((note_memory, bytes(DATA_SIZE)))
+
+    monkeypatch.setattr(_workers._signals, "handle_in_worker", lambda _: None)
+    held.clear()
+    _workers._run(1, "os", Orders(), None, os.getppid())
+    assert len(held) == 1
+    assert DATA_SIZE <= held[0] < 1.5 * DATA_SIZE
+
+
+def test_a_parent_holds_no_order_while_it_waits(memory, monkeypatch):
+    sent, found = [], []
+
+    class Worker:
+        def order(self, path, work):
+            sent.append(len(work))
+
+    data = bytes(DATA_SIZE)
+    monkeypatch.setattr(_workers, "_wait", lambda *_: found.append(memory()))
+    _workers.run_workers(note_memory, data, {1: Worker()}, lambda: None, print)
+    assert sent[0] > DATA_SIZE
+    assert DATA_SIZE <= found[0] < 1.5 * DATA_SIZE
+
+
+def run_marking(workers, folder):
+    """Lets workers leave marks; returns their numbers and process ids."""
+    folder.mkdir()
+    _workers.run_workers(
+        failing_workers.leaves_a_mark, folder, workers, lambda: None, print
+    )
+    marks = [path.name.split() for path in folder.iterdir()]
+    return {int(number): int(pid) for number, pid in marks}
+
+
+def ids_of(workers):
+    return {number: w.process.pid for number, w in workers.items()}
+
+
+def test_a_search_takes_the_workers_that_wait_once(tmp_path):
+    with _workers.waiting(2, "os"):
+        first = multiprocessing.active_children()
+        with _workers.started(2, "os") as workers:
+            # As in a function that loads the data.
+            with _workers.started(2, "os") as others:
+                inner = run_marking(others, tmp_path / "inner")
+            outer = run_marking(workers, tmp_path / "outer")
+        assert sorted(outer.values()) == sorted(p.pid for p in first)
+        assert outer == ids_of(workers) and inner == ids_of(others)
+        assert not {*outer.values()} & {*inner.values()}
+        with _workers.started(2, "os") as workers:
+            again = run_marking(workers, tmp_path / "again")
+        assert len({*again.values(), *outer.values(), *inner.values()}) == 6
+    assert not multiprocessing.active_children()
+
+
+def test_a_search_that_failed_leaves_its_workers_to_the_next(tmp_path):
+    with _workers.waiting(2, "os"):
+        with pytest.raises(KeyError), _workers.started(2, "os") as workers:
+            raise KeyError("before the order")
+        with _workers.started(2, "os") as next_ones:
+            assert next_ones is workers
+            assert len(run_marking(next_ones, tmp_path / "marks")) == 2
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_search_takes_as_many_workers_as_it_wants(tmp_path, others):
+    with _workers.waiting(others, "os"):
+        with _workers.started(2, "os") as workers:
+            assert len(run_marking(workers, tmp_path / "marks")) == 2
+        with _workers.started(1, "os") as workers:
+            assert not workers
+    assert not multiprocessing.active_children()
+
+
+def test_no_workers_are_none_that_were_stopped():
+    with pytest.raises(ValueError, match="`workers` must hold a process"):
+        _workers.run_workers(print, None, {}, lambda: None, print)
+
+
+class Searches(searched.OwnFit):
+    """Its `fit` is a search."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def fit(self, hp, model, x, y, **kwargs):
+        found = searched.search(self.output, workers=2)
+        return {"score": found.best_trial.score}
+
+
+@pytest.mark.slow
+def test_a_search_within_a_search_has_workers(tmp_path):
+    result = run_search(
+        Searches(tmp_path / "inner"),
+        searched.load_data,
+        objective="score",
+        direction="min",
+        max_trials=1,
+        epochs=None,
+        output=tmp_path / "outer",
+        verbose=False,
+    )
+    assert [trial.state for trial in result.trials] == ["completed"]
+    inner = SearchResult.load(tmp_path / "inner")
+    assert inner.best_trial.score == result.best_trial.score
 
 
 def test_what_is_searched_in_vain_is_said_once(tmp_path):

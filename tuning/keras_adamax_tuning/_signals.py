@@ -3,18 +3,20 @@
 An exception out of a signal's handler can come up anywhere. In a callback of
 the garbage collector, of which JAX has one, it is printed and forgotten; in
 the middle of a transaction it does no good either. While trials run, a signal
-is therefore noted only, and looked at before each batch.
+is therefore noted only, and looked at before each batch. So is one in such a
+callback at any time.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,30 +37,34 @@ def check() -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Makes both signals raise KeyboardInterrupt in the main thread."""
+    """Makes both signals raise KeyboardInterrupt in the main thread.
+
+    A signal of a block within another is one of both.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    _State.requested = False
     before = {number: signal.signal(number, _handle) for number in _STOPPING}
     try:
+        check()
         yield
         check()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _State.requested = False
+        if _handle not in before.values():
+            _State.requested = False
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Makes a signal wait until `check`; a second one waits for nothing."""
-    _State.deferred = True
+    before, _State.deferred = _State.deferred, True
     try:
         check()
         yield
     finally:
-        _State.deferred = False
+        _State.deferred = before
 
 
 @contextlib.contextmanager
@@ -103,12 +109,22 @@ def handle_in_worker(parent: int) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def _handle(number: int, frame: Any) -> None:
+def _handle(number: int, frame: types.FrameType | None) -> None:
     again, _State.requested = _State.requested, True
     if again and not _State.impatient:
         return
-    if _State.deferred and not again:
+    if (_State.deferred or _is_lost(frame)) and not again:
         if _State.impatient:
             print("stopping; once more to stop at once", file=sys.stderr)
         return
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _is_lost(frame: types.FrameType | None) -> bool:
+    """Whether an exception here would be printed and forgotten."""
+    codes = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False

@@ -62,7 +62,7 @@ class _Worker:
         self.process = process
         self._inbox = inbox
         self._orders = orders
-        self._has_orders = False
+        self.has_orders = False
         self._parts: list[bytes] = []
         self._is_open = True
 
@@ -72,12 +72,12 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             for part in parts:
                 self._orders.send_bytes(part)
-        self._has_orders = True
+        self.has_orders = True
         self._orders.close()
 
     def stop(self) -> None:
         """Ends it; if it has its order, as Ctrl-C does."""
-        if self._has_orders:
+        if self.has_orders:
             # On Windows there is no other way than to end it.
             self.process.terminate()
         else:
@@ -109,36 +109,66 @@ class WorkersDiedError(RuntimeError):
     """All workers of a search died before it was over."""
 
 
-# What `started` has started, for blocks within its own.
-_started: contextvars.ContextVar[dict[int, _Worker] | None] = (
-    contextvars.ContextVar("_started", default=None)
+# What `waiting` has started, and no search has taken.
+_waiting: contextvars.ContextVar[dict[int, _Worker] | None] = (
+    contextvars.ContextVar("_waiting", default=None)
 )
 
 
 @contextlib.contextmanager
-def started(count: int, imports: str) -> Iterator[dict[int, _Worker]]:
-    """Starts processes, which wait for `run_workers`.
+def waiting(count: int, imports: str) -> Iterator[None]:
+    """Starts processes for a search in the block, which takes them.
 
-    Those that still wait at the end of the block, because an error came first,
-    are ended. In another such block it is the same processes.
+    Args:
+        count: As for `started`.
+        imports: As for `started`.
+    """
+    with _processes(count, imports) as workers, _offered(workers):
+        yield
+
+
+@contextlib.contextmanager
+def started(count: int, imports: str) -> Iterator[dict[int, _Worker]]:
+    """Gives processes, which wait for `run_workers`.
+
+    It takes those of `waiting`, if they are as many and have no order yet, and
+    starts others if not. Those that still wait at the end of the block that
+    has started them, because an error came first, are ended.
 
     Args:
         count: How many processes; for a single one, which is this process,
             none is started.
         imports: Name of a module that they import while they wait.
     """
-    known = _started.get()
-    if known is not None:
-        yield known
-        return
+    known = _waiting.get() or {}
+    # They are taken: a search within this one starts others.
+    with _offered(None):
+        if len(known) == count and not any(
+            worker.has_orders for worker in known.values()
+        ):
+            yield known
+            return
+        with _processes(count, imports) as workers:
+            yield workers
+
+
+@contextlib.contextmanager
+def _offered(workers: dict[int, _Worker] | None) -> Iterator[None]:
+    token = _waiting.set(workers)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
+
+
+@contextlib.contextmanager
+def _processes(count: int, imports: str) -> Iterator[dict[int, _Worker]]:
     workers: dict[int, _Worker] = {}
-    token = _started.set(workers)
     try:
         if count > 1:
             _start(workers, count, imports)
         yield workers
     finally:
-        _started.reset(token)
         alive = [w for w in workers.values() if w.process.is_alive()]
         for worker in alive:
             worker.stop()
@@ -176,20 +206,23 @@ def run_workers(
         work: Function of a module; it is imported in each process. `number`
             is the process's, from 1.
         settings: Its first argument; it is pickled.
-        workers: What `started` gave.
+        workers: What `started` gave for several.
         look: Called about each second, and at the end.
         say: Takes a line for the user.
 
     Raises:
+        ValueError: If there are no workers.
         KeyboardInterrupt: On SIGINT or SIGTERM, after the workers stopped.
         Exception: The first error of a worker that is no accident.
         WorkersDiedError: If all workers died.
     """
-    # The path comes first: what is pickled may be imported from there.
-    order = (pickle.dumps(sys.path), pickle.dumps((work, settings)))
+    if not workers:
+        raise ValueError(
+            "`workers` must hold a process at least. Received: workers={}. "
+            "Call `work` in this process."
+        )
     try:
-        for worker in workers.values():
-            worker.order(*order)
+        _order(workers, work, settings)
         failure = _wait(workers, look, say)
     except BaseException:
         _stop(workers, say)
@@ -197,6 +230,20 @@ def run_workers(
     look()
     if failure is not None:
         raise failure
+
+
+def _order(
+    workers: dict[int, _Worker],
+    work: Callable[[Any, int], None],
+    settings: Any,
+) -> None:
+    # A function of its own: what is pickled may be large, and must be gone
+    # while the workers run.
+    #
+    # The path comes first: what is pickled may be imported from there.
+    order = (pickle.dumps(sys.path), pickle.dumps((work, settings)))
+    for worker in workers.values():
+        worker.order(*order)
 
 
 def check_importable(settings: Any) -> None:
@@ -326,8 +373,9 @@ def _run(
         return
     try:
         _signals.handle_in_worker(parent)
-        sys.path[:] = pickle.loads(order[0])
-        work, settings = pickle.loads(order[1])
+        # Nothing of it stays: it may hold all data.
+        sys.path[:] = pickle.loads(order.pop(0))
+        work, settings = pickle.loads(order.pop())
         work(settings, number)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED)

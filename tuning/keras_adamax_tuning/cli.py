@@ -196,20 +196,27 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from keras_adamax_tuning import _workers
+    from keras_adamax_tuning import _signals, _workers
 
     # Before anything imports Keras: they do so at the same time.
-    with _workers.started(options.workers, "keras_adamax_tuning.search"):
+    with (
+        _signals.handled(),
+        _workers.waiting(options.workers, "keras_adamax_tuning.search"),
+    ):
         return _search_with_workers(options)
 
 
 def _search_with_workers(options: argparse.Namespace) -> int:
-    # Here, because these import Keras.
-    from keras_adamax_tuning import _errors, _workers
+    from keras_adamax_tuning import _errors, _signals, _workers
     from keras_adamax_tuning._references import load_reference
-    from keras_adamax_tuning.results import describe_failures
-    from keras_adamax_tuning.search import quiet_optuna, run_search
 
+    # Compiled modules do not bear an exception while they are imported: the
+    # process may crash, or end with another exit code.
+    with _signals.deferred():
+        # Here, because these import Keras.
+        from keras_adamax_tuning.results import describe_failures
+        from keras_adamax_tuning.search import quiet_optuna, run_search
+    _signals.check()
     quiet_optuna()
     if options.debug:
         import keras

@@ -64,6 +64,8 @@ class _Settings:
     callbacks_factory: Callable[..., Any] | None
     tensorboard: bool
     oracle_arguments: dict[str, Any]
+    # What `shared_compilations` gave to the parent.
+    compilations: Any = None
 
 
 def run_search(
@@ -243,14 +245,18 @@ def run_search(
         _workers.check_importable(settings)
     with (
         _signals.handled(),
-        kernels.load().shared_compilations(),
+        kernels.load().shared_compilations() as compilations,
         _workers.started(workers, __name__) as processes,
     ):
         try:
             if workers == 1:
                 tuner = _work(settings, verbose=verbose)
             else:
-                _work_in_processes(settings, processes, verbose)
+                _work_in_processes(
+                    dataclasses.replace(settings, compilations=compilations),
+                    processes,
+                    verbose,
+                )
                 tuner = _make_tuner(settings)
         except ConsecutiveFailuresError:
             # The reasons are in the results.
@@ -490,7 +496,9 @@ def _run_worker(settings: _Settings, number: int) -> None:
     """What a process of its own does; the parent prints."""
     quiet_optuna()
     _storage.expect_answer(settings.storage)
-    _work(settings, is_first=number == 1)
+    # JAX is imported already: an environment would come too late.
+    with kernels.load().shared_compilations(settings.compilations):
+        _work(settings, is_first=number == 1)
 
 
 def quiet_optuna() -> None:
