@@ -161,15 +161,30 @@ def test_a_search_goes_on_with_a_database_that_was_moved(tmp_path):
         from_study_name="out",
         from_storage=storage,
         to_storage=url(tmp_path / "c.db"),
-        to_study_name="another",
+        to_study_name="out",
     )
-    more = search(
-        output,
-        storage=url(tmp_path / "c.db"),
-        study_name="another",
-        max_trials=3,
-    )
+    more = search(output, storage=url(tmp_path / "c.db"), max_trials=3)
     assert more.trials[0].score == first.trials[0].score
+
+
+def test_a_copied_study_is_refused_in_the_folder_of_the_original(tmp_path):
+    folder, storage = tmp_path / "project", url(tmp_path / "a.db")
+    tune(folder, storage, study_name="one")
+    optuna.copy_study(
+        from_study_name="one",
+        from_storage=storage,
+        to_storage=storage,
+        to_study_name="two",
+    )
+    first = tune(folder, storage, trials=2, study_name="one")
+    before = content(folder)
+    with pytest.raises(SearchMismatchError, match='"two".*copy') as error:
+        tune(folder, storage, trials=2, study_name="two")
+    assert 'study name "one"' in str(error.value)
+    assert "\n" not in str(error.value)
+    assert content(folder) == before
+    again = tune(folder, storage, trials=2, study_name="one")
+    assert again.oracle.logical_trials() == first.oracle.logical_trials()
 
 
 def test_a_database_of_another_host_and_password_is_the_same(
