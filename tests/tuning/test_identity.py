@@ -347,15 +347,30 @@ def test_a_tuners_folder_of_an_earlier_version(tmp_path):
         tune(folder, url(other / "study.db"), trials=4)
 
 
-def test_a_restored_database_has_forgotten_trials_of_the_folder(tmp_path):
+def test_a_restored_database_has_forgotten_trials_of_the_folder(
+    tmp_path, capsys
+):
     database, backup = tmp_path / "a.db", tmp_path / "backup.db"
     tune(tmp_path / "project", url(database))
     shutil.copy(database, backup)
     tune(tmp_path / "project", url(database), trials=2)
+    forgotten = content(tmp_path / "project" / "trial_0001")
+    assert Path("checkpoint.weights.h5") in forgotten
     tuner = tune(tmp_path / "project", url(backup), trials=2)
     assert [t.state for t in tuner.oracle.logical_trials()] == (
         ["completed"] * 2
     )
+    # The trial that the original database knows keeps its weights.
+    (aside,) = (tmp_path / "project").glob("set_aside_trial_0001_*")
+    assert content(aside) == forgotten
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and aside.name in said
+    # What has no weights is not worth a folder.
+    (tmp_path / "project" / "trial_0002").mkdir()
+    (tmp_path / "project" / "trial_0002" / "history.csv").write_text("a")
+    tuner = tune(tmp_path / "project", url(backup), trials=3)
+    assert len(tuner.oracle.logical_trials()) == 3
+    assert not list((tmp_path / "project").glob("set_aside_trial_0002*"))
 
 
 # Several commands at once.
