@@ -214,9 +214,7 @@ def test_a_database_elsewhere(tmp_path, report):
 @pytest.mark.parametrize("value", [None, 0.0])
 def test_a_foreign_study_of_the_same_name(tmp_path, done, report, value):
     storage = f"sqlite:///{tmp_path / 'a.db'}"
-    study = optuna.create_study(
-        study_name=done.output.name, storage=storage
-    )
+    study = optuna.create_study(study_name=done.output.name, storage=storage)
     if value is not None:
         study.add_trial(optuna.trial.create_trial(value=value))
     code, printed = report(done.output, f"--storage={storage}")

@@ -334,9 +334,7 @@ def folder_of(attributes: Mapping[str, Any]) -> str | None:
     return attributes.get(_FOLDER)
 
 
-def has_token(
-    record: Mapping[str, Any], attributes: Mapping[str, Any]
-) -> bool:
+def has_token(record: Mapping[str, Any], attributes: Mapping[str, Any]) -> bool:
     """Whether a study's attributes say that a record is the study's."""
     token = record["token"]
     return folder_of(attributes) == token or (

@@ -490,9 +490,7 @@ def _clear(folder: Path) -> None:
     if not (folder / _execution.CHECKPOINT).exists():
         shutil.rmtree(folder, ignore_errors=True)
         return
-    aside = folder.with_name(
-        f"set_aside_{folder.name}_{secrets.token_hex(4)}"
-    )
+    aside = folder.with_name(f"set_aside_{folder.name}_{secrets.token_hex(4)}")
     folder.rename(aside)
     note(
         f"warning: {folder} held weights of a trial that is not in this "
