@@ -53,6 +53,28 @@ only_on_jax = pytest.mark.skipif(
             f"postgresql://h/d?user=u&password={MARKER}&a=1",
             "postgresql://h/d?user=u&password=***&a=1",
         ),
+        (f"postgresql:///u:{MARKER}@h/d", "postgresql:///u:***@h/d"),
+        (f"postgresql://///u:{MARKER}@h/d", "postgresql://///u:***@h/d"),
+        (
+            f"mssql+pyodbc://h/d?pwd={MARKER}&a=1",
+            "mssql+pyodbc://h/d?pwd=***&a=1",
+        ),
+        (f"mysql://h/d?passwd=my+{MARKER}", "mysql://h/d?passwd=***"),
+        (
+            "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7BODBC+18%7D%3BUID%3Du%3B"
+            f"PWD%3Dmy%2B{MARKER}%3BDATABASE%3Dd&a=1",
+            "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7BODBC+18%7D%3BUID%3Du%3B"
+            "PWD%3D***%3BDATABASE%3Dd&a=1",
+        ),
+        (
+            "mssql+pyodbc:///?odbc_connect=pwd%3d%7ba%3b%7d%7d"
+            f"{MARKER}%7d%3bUID%3du",
+            "mssql+pyodbc:///?odbc_connect=pwd%3d%7b***%7d%3bUID%3du",
+        ),
+        (
+            f"mssql+pyodbc:///?odbc_connect=SERVER=tcp:h;PWD={MARKER}@{MARKER}",
+            "mssql+pyodbc:///?odbc_connect=SERVER=tcp:***",
+        ),
         (f"host=h password={MARKER} user=u", "host=h password=*** user=u"),
         (f"--PGPASSWORD={MARKER}", "--PGPASSWORD=***"),
         ("models:build_model", "models:build_model"),
@@ -70,7 +92,7 @@ def test_a_password_in_an_argument(argument, hidden):
 
 def test_a_long_text_takes_no_time():
     # From each letter to the end it would be hours.
-    for text in ("x" * 1_000_000, "@" * 1_000_000):
+    for text in ("x" * 1_000_000, "@" * 1_000_000, "pwd%3D%3B" * 100_000):
         assert _credentials.hide(text, {MARKER}) == text
 
 
@@ -86,6 +108,13 @@ def test_a_password_in_a_text():
     assert _credentials.hide("no p@ss/word, p%40ss%2Fword", known) == (
         "no ***, ***"
     )
+    # In a query, + is a space, or stands for itself.
+    known = _credentials.secrets(["mysql://h/d?password=a+%2Bword"])
+    assert _credentials.hide("no a +word, a++word, a+%2Bword", known) == (
+        "no ***, ***, ***"
+    )
+    known = _credentials.secrets(["x:///?odbc_connect=PWD%3D%7Ba+b%3Bc%7D"])
+    assert _credentials.hide("no a b;c", known) == "no ***"
     # A short one is no part of a word.
     assert _credentials.hide("database a", ["a"]) == "database ***"
 
@@ -107,6 +136,7 @@ MISTYPED = {
     "no base": [f"--storage=nobase://u:{MARKER}@h/d"],
     "no driver": [f"--storage=mysql+pymysql://u:{MARKER}@h/d"],
     "braces": ["--storage=postgresql://u:{" + MARKER + "}@127.0.0.1:9/d"],
+    "a slash too many": [f"--storage=postgresql:///u:{MARKER}@h/d"],
     "query": [f"--storage=postgresql://127.0.0.1:9/d?password={MARKER}"],
     "no option": [f"--storage=postgresql://127.0.0.1:9/d?pasword={MARKER}"],
     "encoded": [f"--storage=postgresql://u:%7B{MARKER}%40@127.0.0.1:9/d"],
@@ -137,6 +167,8 @@ def test_what_is_mistyped_is_not_quoted_with_its_password(
         f"nobase://u:{MARKER}@h/d",
         f"mysql+pymysql://u:{MARKER}@h/d",
         f"postgresql://127.0.0.1:9/d?password={MARKER}",
+        f"postgresql:///u:{MARKER}@h/d",
+        f"postgresql:///u:my {MARKER}@h/d",
     ],
 )
 def test_nothing_hangs_on_an_error_that_a_traceback_would_print(storage):

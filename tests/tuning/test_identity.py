@@ -161,15 +161,30 @@ def test_a_search_goes_on_with_a_database_that_was_moved(tmp_path):
         from_study_name="out",
         from_storage=storage,
         to_storage=url(tmp_path / "c.db"),
-        to_study_name="another",
+        to_study_name="out",
     )
-    more = search(
-        output,
-        storage=url(tmp_path / "c.db"),
-        study_name="another",
-        max_trials=3,
-    )
+    more = search(output, storage=url(tmp_path / "c.db"), max_trials=3)
     assert more.trials[0].score == first.trials[0].score
+
+
+def test_a_copied_study_is_refused_in_the_folder_of_the_original(tmp_path):
+    folder, storage = tmp_path / "project", url(tmp_path / "a.db")
+    tune(folder, storage, study_name="one")
+    optuna.copy_study(
+        from_study_name="one",
+        from_storage=storage,
+        to_storage=storage,
+        to_study_name="two",
+    )
+    first = tune(folder, storage, trials=2, study_name="one")
+    before = content(folder)
+    with pytest.raises(SearchMismatchError, match='"two".*copy') as error:
+        tune(folder, storage, trials=2, study_name="two")
+    assert 'study name "one"' in str(error.value)
+    assert "\n" not in str(error.value)
+    assert content(folder) == before
+    again = tune(folder, storage, trials=2, study_name="one")
+    assert again.oracle.logical_trials() == first.oracle.logical_trials()
 
 
 def test_a_database_of_another_host_and_password_is_the_same(
@@ -332,15 +347,30 @@ def test_a_tuners_folder_of_an_earlier_version(tmp_path):
         tune(folder, url(other / "study.db"), trials=4)
 
 
-def test_a_restored_database_has_forgotten_trials_of_the_folder(tmp_path):
+def test_a_restored_database_has_forgotten_trials_of_the_folder(
+    tmp_path, capsys
+):
     database, backup = tmp_path / "a.db", tmp_path / "backup.db"
     tune(tmp_path / "project", url(database))
     shutil.copy(database, backup)
     tune(tmp_path / "project", url(database), trials=2)
+    forgotten = content(tmp_path / "project" / "trial_0001")
+    assert Path("checkpoint.weights.h5") in forgotten
     tuner = tune(tmp_path / "project", url(backup), trials=2)
     assert [t.state for t in tuner.oracle.logical_trials()] == (
         ["completed"] * 2
     )
+    # The trial that the original database knows keeps its weights.
+    (aside,) = (tmp_path / "project").glob("set_aside_trial_0001_*")
+    assert content(aside) == forgotten
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and aside.name in said
+    # What has no weights is not worth a folder.
+    (tmp_path / "project" / "trial_0002").mkdir()
+    (tmp_path / "project" / "trial_0002" / "history.csv").write_text("a")
+    tuner = tune(tmp_path / "project", url(backup), trials=3)
+    assert len(tuner.oracle.logical_trials()) == 3
+    assert not list((tmp_path / "project").glob("set_aside_trial_0002*"))
 
 
 # Several commands at once.

@@ -17,6 +17,7 @@ from keras_adamax_tuning import (
     _heartbeat,
     _owner,
 )
+from keras_adamax_tuning._progress import best_of
 from keras_adamax_tuning.optuna_oracle import AttemptLost
 
 from .oracles import (
@@ -120,6 +121,20 @@ def test_an_enqueued_trial_is_a_logical_trial(tmp_path):
     run(oracle)
     assert len(oracle.logical_trials()) == 5
     assert proposals(oracle)[0] == {"rate": 0.5, "kind": "b", "batch": 32}
+
+
+def test_a_trial_that_the_user_added_is_never_the_best(tmp_path, capsys):
+    oracle = make_oracle(tmp_path)
+    oracle.study.add_trial(optuna.trial.create_trial(value=-9.0))
+    oracle.verbose = 1
+    run(oracle)
+    assert "Trial 4: score " in capsys.readouterr().out
+    trials = oracle.logical_trials()
+    assert [t.state for t in trials] == ["completed"] * 5
+    assert [t.score is None for t in trials] == [True] + 4 * [False]
+    best = [t.trial_id for t in oracle.get_best_trials(5)]
+    assert len(best) == 4 and "0000" not in best
+    assert best_of(trials, "min").trial_id == best[0]
 
 
 def test_a_hyperparameter_found_while_building_is_searched_from_then_on(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import keras
+import optuna
 import pytest
 
 from keras_adamax_tuning import SearchResult, cli, results, run_search
@@ -208,6 +209,47 @@ def test_a_database_elsewhere(tmp_path, report):
     search(tmp_path / "other", storage=other, max_trials=1)
     with pytest.raises(ValueError, match="no study of this folder"):
         SearchResult.load(output, storage=other)
+
+
+@pytest.mark.parametrize("value", [None, 0.0])
+def test_a_foreign_study_of_the_same_name(tmp_path, done, report, value):
+    storage = f"sqlite:///{tmp_path / 'a.db'}"
+    study = optuna.create_study(study_name=done.output.name, storage=storage)
+    if value is not None:
+        study.add_trial(optuna.trial.create_trial(value=value))
+    code, printed = report(done.output, f"--storage={storage}")
+    assert code == 2 and "no study of this folder" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_copy_of_the_study_is_not_the_search(tmp_path, report):
+    result = search(tmp_path / "out")
+    storage = f"sqlite:///{tmp_path / 'out' / 'study.db'}"
+    optuna.copy_study(
+        from_study_name="out",
+        from_storage=storage,
+        to_storage=storage,
+        to_study_name="copy",
+    )
+    copy = optuna.load_study(study_name="copy", storage=storage)
+    copy.add_trial(optuna.trial.create_trial(value=0.0))
+    assert SearchResult.load(tmp_path / "out").trials == result.trials
+    code, printed = report(tmp_path / "out")
+    assert code == 0 and "out: 2 of 2 trials" in printed.out
+
+
+def test_a_search_with_a_trial_that_the_user_added(tmp_path, report):
+    output = tmp_path / "out"
+    study = optuna.create_study(
+        study_name="s", storage=f"sqlite:///{tmp_path / 'a.db'}"
+    )
+    study.add_trial(optuna.trial.create_trial(value=-9.0))
+    storage = f"sqlite:///{tmp_path / 'a.db'}"
+    result = search(output, storage=storage, study_name="s", verbose=True)
+    assert result.best_trial.number == 1
+    code, printed = report(output, f"--storage={storage}")
+    assert code == 0 and printed.err == ""
+    assert "2 of 2 trials have ended, 2 completed" in printed.out
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,16 @@ def test_progress_prints_each_trial_once(tty):
     assert ("\r" in out.text) == tty
 
 
+def test_progress_of_a_trial_that_the_user_added():
+    out = Terminal(False)
+    progress = Progress(2, "min", stream=out)
+    progress.update([])
+    progress.update([make_trial(0, score=None)])
+    assert out.text.splitlines()[1] == (
+        "trial 0: completed in 2 s | 1 of 2 done | about 2 s left"
+    )
+
+
 def test_progress_of_several_workers_and_of_a_resumed_search():
     out = Terminal(False)
     progress = Progress(10, "max", workers=4, stream=out)

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import optuna
 import sqlalchemy
@@ -99,7 +100,10 @@ def reason(place: str | BaseStorage, error: BaseException) -> str:
 def secrets_of(place: str | BaseStorage) -> set[str]:
     """The passwords in the URL of a database, as given and decoded."""
     text = _place_of(place)
-    return set() if text is None else _credentials.secrets([text])
+    if text is None:
+        return set()
+    # SQLAlchemy encodes the : and @ in what it takes for a database's name.
+    return _credentials.secrets([text, unquote(text)])
 
 
 def name_of(place: str | BaseStorage) -> str:
@@ -108,7 +112,9 @@ def name_of(place: str | BaseStorage) -> str:
     if url is None:
         return "the storage of the search"
     host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
-    return f"the database {url.drivername}://{host}/{url.database or ''}"
+    name = f"the database {url.drivername}://{host}/{url.database or ''}"
+    # With a slash too many, all that follows is the name of a database.
+    return _credentials.hide(name, secrets_of(place))
 
 
 def explain(place: str | BaseStorage, error: BaseException) -> StorageError:

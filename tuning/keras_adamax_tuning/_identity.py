@@ -147,10 +147,11 @@ class Folder:
             self._check_settings(record)
         token = record["token"]
         attributes = study.user_attrs
-        folder = folder_of(attributes)
-        if folder != token and f"{_MADE_FOR}{token}" not in attributes:
+        if not has_token(record, attributes):
             raise IdentityError(self._describe_other_study(record, study))
-        if folder in (None, record.get("replaces")):
+        if not has_name(record, study.study_name):
+            raise IdentityError(self._describe_copy(record, study))
+        if folder_of(attributes) in (None, record.get("replaces")):
             study.set_user_attr(_FOLDER, token)
         self._token = token
         self.check(study)
@@ -268,6 +269,18 @@ class Folder:
             f"{self._advice()}"
         )
 
+    def _describe_copy(
+        self, record: Mapping[str, Any], study: optuna.Study
+    ) -> str:
+        name, here = record["study_name"], study.study_name
+        return (
+            f"{self.path} holds the trials of study {_short(name)}. Study "
+            f"{_short(here)} in this storage is a copy of it, which would "
+            "write its own trials over them. Give the study name "
+            f"{_short(name)} to go on with that search, or another output "
+            "folder and a study name without trials to begin a new one."
+        )
+
     def _describe_other_folder(self, study: optuna.Study) -> str:
         return (
             f"Study {study.study_name!r} in this database has its trials in "
@@ -319,6 +332,22 @@ def read(path: Path) -> dict[str, Any] | None:
 def folder_of(attributes: Mapping[str, Any]) -> str | None:
     """The token of the folder that a study's attributes name; None if none."""
     return attributes.get(_FOLDER)
+
+
+def has_token(record: Mapping[str, Any], attributes: Mapping[str, Any]) -> bool:
+    """Whether a study's attributes say that a record is the study's."""
+    token = record["token"]
+    return folder_of(attributes) == token or (
+        f"{_MADE_FOR}{token}" in attributes
+    )
+
+
+def has_name(record: Mapping[str, Any], study_name: str) -> bool:
+    """Whether a record may be that of a study of this name.
+
+    A copy of a study has the token, too, since Optuna copies attributes.
+    """
+    return record.get("study_name", study_name) == study_name
 
 
 def study_name_of(

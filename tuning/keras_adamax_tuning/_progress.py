@@ -19,18 +19,22 @@ def note(text: str) -> None:
 def best_of(trials: Sequence[Any], direction: str) -> Any | None:
     """The completed trial with the best score; of equal ones the first.
 
+    One that the user has added to the study has neither score nor weights.
+
     Args:
         trials: `LogicalTrial`s.
         direction: `"min"` or `"max"`.
 
     Returns:
-        A trial, or None if none has completed.
+        A trial, or None if none has completed with a score.
     """
     sign = 1 if direction == "min" else -1
     scored = [
         trial
         for trial in trials
-        if trial.state == "completed" and math.isfinite(trial.score)
+        if trial.state == "completed"
+        and trial.score is not None
+        and math.isfinite(trial.score)
     ]
     return min(
         scored,
@@ -173,7 +177,7 @@ class Progress:
 
 def _outcome(trial: Any) -> str:
     seconds = "" if trial.seconds is None else f" in {duration(trial.seconds)}"
-    if trial.state == "completed":
+    if trial.score is not None and trial.state == "completed":
         return f"trial {trial.number}: {trial.score:.6g}{seconds}"
     reason = " ".join((trial.reason or "").split())
     said = f" ({reason[:120]})" if reason else ""

@@ -107,20 +107,19 @@ def read(output: Path, storage: str | None) -> Record:
     attributes: dict[str, Any] = {}
     study_name = None
     with _opened(output, storage) as opened:
-        names = (record.get("study_name"), output.name)
         for study in optuna.get_all_study_summaries(
             opened, include_best_trial=False
         ):
-            theirs = _identity.folder_of(study.user_attrs)
-            if theirs == record["token"] or (
-                # No trial has begun yet.
-                theirs is None and study.study_name in names
+            # Its attributes say so before the record is there.
+            if _identity.has_token(record, study.user_attrs) and (
+                _identity.has_name(record, study.study_name)
             ):
                 study_name, attributes = study.study_name, study.user_attrs
     if study_name is None and storage is not None:
         raise ValueError(
             f"`storage` must name the database of the search in {output}. "
-            "Received: a database that holds no study of this folder."
+            "Received: a database that holds no study of this folder, though "
+            "it may hold another one of the same name."
         )
     arguments = attributes.get(_ARGUMENTS, {})
     declared = attributes.get(

@@ -972,11 +972,19 @@ class OptunaOracle(keras_tuner.Oracle):
 
         Returns:
             KerasTuner trials. Of equal scores the earlier trial comes first.
+            Trials that were added to the study by hand are left out, because
+            they have no weights.
         """
-        completed = [t for t in self.logical_trials() if t.state == "completed"]
-        sign = -1 if self.objective.direction == "max" else 1
-        completed.sort(key=lambda t: sign * t.score)  # type: ignore[operator]
-        return [self._to_keras_tuner(t) for t in completed[:num_trials]]
+        scored = [
+            (trial.score, trial)
+            for trial in self.logical_trials()
+            if trial.state == "completed" and trial.score is not None
+        ]
+        scored.sort(
+            key=lambda pair: pair[0],
+            reverse=self.objective.direction == "max",
+        )
+        return [self._to_keras_tuner(trial) for _, trial in scored[:num_trials]]
 
     def _to_keras_tuner(self, logical: LogicalTrial) -> keras_tuner_trial.Trial:
         hyperparameters = self.get_space()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from keras_adamax_tuning._errors import (
     SearchMismatchError,
     StorageError,
 )
+from keras_adamax_tuning._progress import note
 from keras_adamax_tuning._trial_events import TrialEvents
 from keras_adamax_tuning.optuna_oracle import (
     PRUNED,
@@ -288,8 +290,7 @@ class OptunaTuner(keras_tuner.Tuner):
             A dictionary of metrics, with the objective.
         """
         folder = self.trial_folder(trial.trial_id)
-        # Of a trial that a database restored from a backup has forgotten.
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         folder.mkdir(parents=True)
         history = _execution.HistoryFile(folder / _execution.HISTORY)
         checkpoint: dict[str, Any] | None = None
@@ -477,6 +478,26 @@ class OptunaTuner(keras_tuner.Tuner):
 
     def reload(self) -> None:
         """Does nothing: the study is read when something is asked of it."""
+
+
+def _clear(folder: Path) -> None:
+    """Makes room for an attempt where another one has been.
+
+    No attempt begins twice. The study knows nothing of one that has been here
+    already: its database was restored from a backup, or is a copy. Weights may
+    be the only ones, and are kept.
+    """
+    if not (folder / _execution.CHECKPOINT).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    aside = folder.with_name(f"set_aside_{folder.name}_{secrets.token_hex(4)}")
+    folder.rename(aside)
+    note(
+        f"warning: {folder} held weights of a trial that is not in this "
+        "database, which was restored or copied. They are now in "
+        f"{aside.name}. If another search goes on in this folder, stop one of "
+        "them"
+    )
 
 
 def _counts_clipping(optimizer: Any) -> bool:
