@@ -376,6 +376,20 @@ def test_putting_back_is_no_loss(tmp_path):
     assert values[0] == values[1] == values[2] == logical.hyperparameters
 
 
+def test_a_trial_whose_end_is_interrupted_is_put_back(tmp_path, monkeypatch):
+    oracle = make_oracle(tmp_path, max_trials=1, max_retries=0)
+    trial = oracle.create_trial("x")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(oracle, "_publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finish(oracle, trial)
+    assert oracle.create_trial("x").trial_id == "0000-retry1"
+
+
 def test_a_slow_but_living_worker_cannot_report_twice(tmp_path):
     slow = make_oracle(tmp_path, max_trials=1)
     fast = make_oracle(tmp_path, max_trials=1)

@@ -777,9 +777,11 @@ class OptunaOracle(keras_tuner.Oracle):
         """Gives a running trial back, to be tried again: it is not its fault.
 
         It is the same trial then, with the same hyperparameters, and is not
-        counted against `max_retries`.
+        counted against `max_retries`. One that has its result keeps it.
         """
-        running = self._running.pop(trial_id)
+        running = self._running.pop(trial_id, None)
+        if running is None:
+            return
         try:
             self._give_back(running.attempt_id)
         finally:
@@ -794,8 +796,10 @@ class OptunaOracle(keras_tuner.Oracle):
             self._cached.set_trial_state_values(attempt_id, TrialState.FAIL)
 
     def abandon(self, trial_id: str) -> None:
-        """Forgets an attempt that another worker has given up on."""
-        _owner.release(self._running.pop(trial_id).owner)
+        """Forgets an attempt that has ended, or that another worker ended."""
+        running = self._running.pop(trial_id, None)
+        if running is not None:
+            _owner.release(running.owner)
 
     def update_trial(
         self, trial_id: str, metrics: dict[str, float], step: int = 0
@@ -839,7 +843,25 @@ class OptunaOracle(keras_tuner.Oracle):
         Raises:
             ConsecutiveFailuresError: If too many trials failed in a row.
         """
-        running = self._running.pop(trial.trial_id)
+        running = self._running[trial.trial_id]
+        try:
+            state, value = self._conclude(running, trial)
+            published = self._publish(running, state, value)
+        except StorageError:
+            self.abandon(trial.trial_id)
+            raise
+        except BaseException:
+            self.put_back(trial.trial_id)
+            raise
+        self.abandon(trial.trial_id)
+        self._print_end(running, trial, published)
+        if published and state == TrialState.FAIL:
+            self._check_consecutive_failures()
+
+    def _conclude(
+        self, running: _Running, trial: keras_tuner_trial.Trial
+    ) -> tuple[TrialState, float | None]:
+        """Completes the result of a trial that ends; its state and value."""
         result = running.result
         if trial.status == TrialStatus.COMPLETED:
             if "reason" in result:
@@ -868,13 +890,7 @@ class OptunaOracle(keras_tuner.Oracle):
             name: _to_python(v)
             for name, v in trial.hyperparameters.values.items()
         }
-        try:
-            published = self._publish(running, state, value)
-        finally:
-            _owner.release(running.owner)
-        self._print_end(running, trial, published)
-        if published and state == TrialState.FAIL:
-            self._check_consecutive_failures()
+        return state, value
 
     def _last_report(self, attempt_id: int) -> float | None:
         reports = self._cached.get_trial(attempt_id).intermediate_values

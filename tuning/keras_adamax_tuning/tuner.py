@@ -206,6 +206,7 @@ class OptunaTuner(keras_tuner.Tuner):
                     self._check_folder(output)
                     self.on_trial_begin(trial)
                     self._run_attempt(trial, *args, **kwargs)
+                self.on_trial_end(trial)
             except AttemptLost:
                 self.oracle.abandon(trial.trial_id)
                 continue
@@ -215,7 +216,6 @@ class OptunaTuner(keras_tuner.Tuner):
             except BaseException:
                 self.oracle.put_back(trial.trial_id)
                 raise
-            self.on_trial_end(trial)
         self.on_search_end()
 
     def _claim_folder(self) -> _identity.Folder:
