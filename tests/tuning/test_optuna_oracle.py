@@ -13,6 +13,7 @@ from keras_adamax_tuning import (
     ConsecutiveFailuresError,
     OptunaOracle,
     SearchMismatchError,
+    StorageError,
     _attempts,
     _heartbeat,
     _owner,
@@ -299,7 +300,13 @@ def test_a_dead_workers_trial_keeps_number_values_and_seed(tmp_path):
     assert (logical.state, logical.attempts) == ("running", 2)
 
 
-@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def gone(*args):
+    raise StorageError("gone")
+
+
+@pytest.mark.parametrize(
+    "how", ["killed", "interrupted", "outage", "interrupted in an outage"]
+)
 def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(
     tmp_path, how
 ):
@@ -310,18 +317,21 @@ def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(
     class Killed(BaseException):
         pass
 
+    error = StorageError if how == "outage" else Killed
     real, calls = oracle.study._storage.set_trial_param, []
 
     def killed_at_the_second(*args):
         if calls:
-            raise Killed
+            if how == "interrupted in an outage":
+                oracle._cached.set_trial_user_attr = gone
+            raise error
         calls.append(args)
         real(*args)
 
     oracle._cached.set_trial_param = killed_at_the_second
     if how == "killed":  # then nothing is cleared up
-        oracle._give_back = lambda attempt_id: None
-    with pytest.raises(Killed):
+        oracle._give_back = lambda *args: _owner.release(args[-1])
+    with pytest.raises((Killed, StorageError)):
         oracle.create_trial("x")
     resumed = make_oracle(tmp_path / "killed", max_trials=2)
     run(resumed)
@@ -388,6 +398,37 @@ def test_a_trial_whose_end_is_interrupted_is_put_back(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             finish(oracle, trial)
     assert oracle.create_trial("x").trial_id == "0000-retry1"
+
+
+def test_an_attempt_is_put_back_later_without_a_loss(tmp_path):
+    def make():
+        return make_oracle(tmp_path, max_trials=1, max_retries=1)
+
+    oracle = make()
+    for name in ("0000", "0000-retry1"):
+        trial = oracle.create_trial("x")
+        assert trial.trial_id == name
+        oracle.put_back_later(trial.trial_id)
+        oracle = make()  # another worker
+    # The word of another attempt is none, nor is a word that is not there.
+    forget(oracle, oracle.create_trial("x"))
+    folders = tmp_path / "trials"
+    (folders / "trial_0000-retry1").rename(folders / "trial_0000-retry2")
+    trial = oracle.create_trial("x")
+    assert trial.trial_id == "0000-retry3"
+    assert [entry.losses for entry in oracle._book()] == [1]
+
+
+def test_no_word_is_left_in_a_folder_that_is_lost(tmp_path):
+    oracle = make_oracle(tmp_path, max_trials=1)
+    trial = oracle.create_trial("x")
+    folder = tmp_path / "trials"
+    folder.rename(tmp_path / "moved")
+    oracle.put_back_later(trial.trial_id)
+    assert not folder.exists()
+    (tmp_path / "moved").rename(folder)
+    assert oracle.create_trial("x").trial_id == "0000-retry1"
+    assert [entry.losses for entry in oracle._book()] == [1]
 
 
 def test_a_slow_but_living_worker_cannot_report_twice(tmp_path):

@@ -385,6 +385,17 @@ def test_a_long_outage_is_an_error_of_the_database_everywhere(
     assert "hunter2marker" not in capfd.readouterr().err
 
 
+def check_that_one_was_put_back(output, url):
+    rows = rows_of(output)
+    assert {row["state"] for row in rows} == {"completed"}
+    assert [row["attempts"] for row in rows] == ["2", "1", "1", "1"]
+    storage = _storage.open_storage(url)
+    study = optuna.load_study(study_name=output.name, storage=storage)
+    assert [e.losses for e in _attempts.read(study.trials)] == [0] * 4
+    storage.remove_session()
+    storage.engine.dispose()
+
+
 def test_a_database_that_stays_away_ends_the_command_with_its_own_code(
     tmp_path, running_server, outage_url, monkeypatch, capfd
 ):
@@ -401,26 +412,27 @@ def test_a_database_that_stays_away_ends_the_command_with_its_own_code(
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    arguments = command(output, f"--storage={outage_url}", workers=1)[3:]
+    more = [f"--storage={outage_url}", "--max-retries=0"]
+    arguments = command(output, *more, workers=1)[3:]
     assert cli.main(arguments) == 4
     stopper.join()
     *_, begin, last = capfd.readouterr().err.splitlines()
     assert "trying again for up to 2 s" in begin
     assert last.startswith("keras-adamax-tune: error: The database ")
     assert "It has not answered for 2 s" in last
-    # The same command goes on.
+    # The same command goes on, and what the outage ended is no loss.
     running_server.start()
     assert cli.main(arguments) == 0
-    assert {row["state"] for row in rows_of(output)} == {"completed"}
+    check_that_one_was_put_back(output, outage_url)
     assert "hunter2marker" not in "".join(capfd.readouterr())
 
 
 def test_a_signal_ends_the_wait_for_the_database(
     tmp_path, running_server, outage_url
 ):
-    with Search(
-        tmp_path / "out", f"--storage={outage_url}", workers=1
-    ) as search:
+    output = tmp_path / "out"
+    more = [f"--storage={outage_url}", "--max-retries=0"]
+    with Search(output, *more, workers=1) as search:
         search.wait_for_workers(1)
         running_server.stop()
         search.release()
@@ -428,6 +440,9 @@ def test_a_signal_ends_the_wait_for_the_database(
         search.process.send_signal(signal.SIGTERM)
         assert search.finish(60) == 130, search.printed()
         assert "Traceback" not in search.printed()
+    running_server.start()
+    assert cli.main(command(output, *more, workers=1)[3:]) == 0
+    check_that_one_was_put_back(output, outage_url)
 
 
 # Other storages.

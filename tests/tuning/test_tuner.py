@@ -525,7 +525,9 @@ class _EndsInVain(OptunaTuner):
 @pytest.mark.parametrize("error", [StorageError("gone"), KeyboardInterrupt()])
 def test_a_trial_that_cannot_be_recorded_is_put_back(tmp_path, error):
     def make():
-        return make_tuner(tmp_path, kind=_EndsInVain, max_trials=1)
+        return make_tuner(
+            tmp_path, kind=_EndsInVain, max_trials=1, max_retries=0
+        )
 
     tuner = make()
     tuner.error = error

@@ -27,6 +27,7 @@ from keras_adamax_tuning import (
     _distributions,
     _heartbeat,
     _owner,
+    _put_back,
     _samplers,
     _storage,
 )
@@ -427,6 +428,7 @@ class OptunaOracle(keras_tuner.Oracle):
             )
         owner = _owner.claim()
         attempt = entry.last
+        trial_id = entry.trial_id(attempt)
         try:
             self._cached.set_trial_user_attr(
                 attempt._trial_id, _attempts.OWNER, owner
@@ -439,20 +441,17 @@ class OptunaOracle(keras_tuner.Oracle):
             _owner.release(owner)
             return self.create_trial("")
         except StorageError:
-            _owner.release(owner)
+            self._give_back_later(trial_id, owner)
             raise
         except BaseException:
-            self._give_back(attempt._trial_id)
-            _owner.release(owner)
+            self._give_back(attempt._trial_id, trial_id, owner)
             raise
         hyperparameters = self._with_values(proposal["values"])
-        trial = keras_tuner_trial.Trial(
-            hyperparameters, trial_id=entry.trial_id(attempt)
-        )
-        self._running[trial.trial_id] = _Running(
+        trial = keras_tuner_trial.Trial(hyperparameters, trial_id=trial_id)
+        self._running[trial_id] = _Running(
             trial, attempt._trial_id, entry.number, owner, proposal, {}
         )
-        self.trials[trial.trial_id] = trial
+        self.trials[trial_id] = trial
         self._print_begin(entry, trial)
         return trial
 
@@ -523,7 +522,11 @@ class OptunaOracle(keras_tuner.Oracle):
             Whether anything was done, so that the study is to be read again.
         """
         ended = self._dead(trials) + _duplicates(trials, book)
+        entries = {entry.last._trial_id: entry for entry in book}
         for attempt in ended:
+            if self._is_to_be_put_back(entries.get(attempt._trial_id)):
+                self._record_put_back(attempt._trial_id)
+                continue
             # Another worker may have done it at the same moment.
             with contextlib.suppress(UpdateFinishedTrialError):
                 self._cached.set_trial_state_values(
@@ -782,18 +785,64 @@ class OptunaOracle(keras_tuner.Oracle):
         running = self._running.pop(trial_id, None)
         if running is None:
             return
-        try:
-            self._give_back(running.attempt_id)
-        finally:
-            _owner.release(running.owner)
+        self._give_back(running.attempt_id, trial_id, running.owner)
 
-    def _give_back(self, attempt_id: int) -> None:
+    def put_back_later(self, trial_id: str) -> None:
+        """As `put_back`, for when the database is away.
+
+        The word is left in the trial's folder. It holds when a search that
+        reaches the folder goes on.
+        """
+        running = self._running.pop(trial_id, None)
+        if running is not None:
+            self._give_back_later(trial_id, running.owner)
+
+    def _give_back(
+        self, attempt_id: int, trial_id: str, owner: dict[str, Any]
+    ) -> None:
+        try:
+            self._record_put_back(attempt_id)
+        except BaseException:
+            # The database is away, or the user does not wait for it.
+            self._give_back_later(trial_id, owner)
+            raise
+        _owner.release(owner)
+
+    def _give_back_later(self, trial_id: str, owner: dict[str, Any]) -> None:
+        try:
+            folder = self._trial_folder(trial_id)
+            if folder is not None:
+                _put_back.leave_word(folder, owner)
+        finally:
+            # Last: before the word is there, nobody shall count a loss.
+            _owner.release(owner)
+
+    def _record_put_back(self, attempt_id: int) -> None:
         # Another worker may have given up on it already.
         with contextlib.suppress(UpdateFinishedTrialError):
             self._cached.set_trial_user_attr(
                 attempt_id, _attempts.RESULT, {"put_back": True}
             )
             self._cached.set_trial_state_values(attempt_id, TrialState.FAIL)
+
+    def _is_to_be_put_back(
+        self, entry: _attempts.LogicalAttempts | None
+    ) -> bool:
+        """Whether the worker of its last attempt has left word."""
+        if entry is None or _attempts.OWNER not in entry.last.user_attrs:
+            return False
+        folder = self._trial_folder(entry.trial_id(entry.last))
+        return folder is not None and _put_back.has_word(
+            folder, entry.last.user_attrs[_attempts.OWNER]
+        )
+
+    def _trial_folder(self, trial_id: str) -> Path | None:
+        """The folder of an attempt; `None` without a tuner."""
+        name = getattr(self, "_project_name", None)
+        if name is None:
+            return None
+        # KerasTuner's `_project_dir` would make a folder that is lost again.
+        return Path(self._directory) / name / f"trial_{trial_id}"
 
     def abandon(self, trial_id: str) -> None:
         """Forgets an attempt that has ended, or that another worker ended."""
@@ -848,7 +897,7 @@ class OptunaOracle(keras_tuner.Oracle):
             state, value = self._conclude(running, trial)
             published = self._publish(running, state, value)
         except StorageError:
-            self.abandon(trial.trial_id)
+            self.put_back_later(trial.trial_id)
             raise
         except BaseException:
             self.put_back(trial.trial_id)

@@ -211,7 +211,7 @@ class OptunaTuner(keras_tuner.Tuner):
                 self.oracle.abandon(trial.trial_id)
                 continue
             except StorageError:
-                self.oracle.abandon(trial.trial_id)
+                self.oracle.put_back_later(trial.trial_id)
                 raise
             except BaseException:
                 self.oracle.put_back(trial.trial_id)
