@@ -17,6 +17,7 @@ from keras_adamax_tuning import (
     _attempts,
     _heartbeat,
     _owner,
+    _patient_storage,
 )
 from keras_adamax_tuning.optuna_oracle import AttemptLost
 
@@ -283,6 +284,31 @@ def test_a_worker_elsewhere_is_judged_by_its_beats(
         finish(here, other)
         assert here.create_trial("here").status == "IDLE"
     time.sleep(4.5)
+    assert here.create_trial("here").trial_id == "0000-retry1"
+
+
+def test_after_a_suspend_a_living_worker_is_not_taken_for_dead(
+    tmp_path, monkeypatch
+):
+    """The clock that runs on says so; all signs of life are old then."""
+    kwargs = dict(heartbeat_interval=1, grace_period=3, max_trials=1)
+    here = make_oracle(tmp_path, **kwargs)
+    other = make_oracle(tmp_path, **kwargs)
+    trial = other.create_trial("other")
+    assert here.create_trial("here").status == "IDLE"
+    time.sleep(2.1)  # so long it has watched, and trusts what it sees
+    real = _patient_storage._clocks
+    monkeypatch.setattr(
+        _patient_storage,
+        "_clocks",
+        lambda: (real()[0] + 1e9, real()[1]),
+    )
+    make_stale(other, trial)
+    assert here.create_trial("here").status == "IDLE"
+    _heartbeat.beat(other._storage, other._running[trial.trial_id].attempt_id)
+    time.sleep(2.1)
+    assert here.create_trial("here").status == "IDLE"
+    make_stale(other, trial)
     assert here.create_trial("here").trial_id == "0000-retry1"
 
 

@@ -162,6 +162,58 @@ def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
     assert [t.attempts for t in here.logical_trials()] == [1, 1]
 
 
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="it stops processes as on Linux"
+)
+@pytest.mark.parametrize("caller", ["worker", "heartbeat"])
+def test_a_living_worker_is_not_taken_for_dead_after_a_pause_of_the_server(
+    running_server, outage_url, monkeypatch, caller
+):
+    """Nothing fails then: one call takes its time, and all beats are old."""
+    here, elsewhere, trial = on_two_machines(
+        monkeypatch,
+        storage=outage_url,
+        heartbeat_interval=1,
+        grace_period=3,
+        max_trials=2,
+    )
+
+    def beat():
+        attempt_id = elsewhere._running[trial.trial_id].attempt_id
+        _heartbeat.beat(elsewhere._storage, attempt_id)
+
+    mine = here.create_trial("here")
+    time.sleep(2.1)  # so long it has watched, and trusts what it sees
+    beat()
+
+    def pause():
+        with running_server.paused():
+            time.sleep(4)  # longer than the grace period
+
+    if caller == "worker":
+        finish(here, mine)
+        pausing = threading.Thread(target=pause)
+        pausing.start()
+        time.sleep(0.2)
+    else:
+        with here.heartbeat(mine.trial_id):
+            pause()
+        finish(here, mine)
+    assert here.create_trial("here").status == "IDLE"
+    stale = _heartbeat.stale_trial_ids(here._storage, here.study._study_id)
+    assert len(stale) == 1
+    beat()
+    time.sleep(1.5)
+    beat()
+    time.sleep(1)
+    assert here.create_trial("here").status == "IDLE"
+    if caller == "worker":
+        pausing.join()
+    # And one that gives no sign any more is noticed.
+    time.sleep(3)
+    assert here.create_trial("here").trial_id == "0000-retry1"
+
+
 def test_a_worker_that_an_outage_has_killed_is_noticed_all_the_same(
     running_server, outage_url, monkeypatch
 ):

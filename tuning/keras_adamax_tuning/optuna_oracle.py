@@ -261,7 +261,9 @@ class OptunaOracle(keras_tuner.Oracle):
             self._storage, self.heartbeat_interval, self.grace_period
         )
         self._cached = PatientStorage(
-            optuna.storages.get_storage(self._storage), argument
+            optuna.storages.get_storage(self._storage),
+            argument,
+            _heartbeat.interval_of(self._storage),
         )
         self._waiting = Waiting(
             self.grace_period, _heartbeat.is_kept_by(self._storage)
@@ -561,9 +563,10 @@ class OptunaOracle(keras_tuner.Oracle):
     def _stale(self) -> list[int]:
         """The attempts whose worker gives no signs of life.
 
-        After an outage of the database all signs are old. Living workers need
-        an interval to give new ones, and so does one that this process has
-        not watched for that long.
+        After an outage or a pause of the database, and after a suspend of
+        this machine, all signs are old. Living workers need an interval to
+        give new ones, and so does one that this process has not watched for
+        that long.
         """
         storage = self._storage
         if not isinstance(storage, RDBStorage):
@@ -581,11 +584,11 @@ class OptunaOracle(keras_tuner.Oracle):
             return []
         since = max(self._cached.answers_since, _storage.connected_at(storage))
         watched = time.monotonic() - since
-        interval = storage.get_heartbeat_interval()
-        assert interval is not None
+        interval = _heartbeat.interval_of(storage)
         if watched > interval + _SECONDS_TO_BEAT_AGAIN:
             return stale
-        return ask(_SECONDS_OF_LONGEST_OUTAGE)
+        pause = math.ceil(self._cached.longest_pause_seen)
+        return ask(max(_SECONDS_OF_LONGEST_OUTAGE, pause))
 
     def _warn_of_sqlite(self, attempt: FrozenTrial) -> None:
         storage = self._storage
