@@ -1,11 +1,14 @@
 """A PostgreSQL server on loopback that tests start, stop and start again."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy
@@ -103,6 +106,25 @@ class Server:
             *("pg_ctl", "-D", self._folder / "data"),
             *("-m", "immediate", "-w", "stop"),
         )
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops all its processes; connections stay, and nobody answers."""
+        file = self._folder / "data" / "postmaster.pid"
+        parent = file.read_text().split()[0]
+        stopped = [int(parent)]
+        os.kill(stopped[0], signal.SIGSTOP)  # it starts no other one now
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # another test's, and gone
+                fields = path.read_text().rpartition(")")[2].split()
+                if fields[1] == parent:
+                    stopped.append(int(path.parent.name))
+                    os.kill(stopped[-1], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
 
     def is_running(self) -> bool:
         return (self._folder / "data" / "postmaster.pid").exists()

@@ -13,9 +13,11 @@ from keras_adamax_tuning import (
     ConsecutiveFailuresError,
     OptunaOracle,
     SearchMismatchError,
+    StorageError,
     _attempts,
     _heartbeat,
     _owner,
+    _patient_storage,
 )
 from keras_adamax_tuning._progress import best_of
 from keras_adamax_tuning.optuna_oracle import AttemptLost
@@ -300,6 +302,31 @@ def test_a_worker_elsewhere_is_judged_by_its_beats(
     assert here.create_trial("here").trial_id == "0000-retry1"
 
 
+def test_after_a_suspend_a_living_worker_is_not_taken_for_dead(
+    tmp_path, monkeypatch
+):
+    """The clock that runs on says so; all signs of life are old then."""
+    kwargs = dict(heartbeat_interval=1, grace_period=3, max_trials=1)
+    here = make_oracle(tmp_path, **kwargs)
+    other = make_oracle(tmp_path, **kwargs)
+    trial = other.create_trial("other")
+    assert here.create_trial("here").status == "IDLE"
+    time.sleep(2.1)  # so long it has watched, and trusts what it sees
+    real = _patient_storage._clocks
+    monkeypatch.setattr(
+        _patient_storage,
+        "_clocks",
+        lambda: (real()[0] + 1e9, real()[1]),
+    )
+    make_stale(other, trial)
+    assert here.create_trial("here").status == "IDLE"
+    _heartbeat.beat(other._storage, other._running[trial.trial_id].attempt_id)
+    time.sleep(2.1)
+    assert here.create_trial("here").status == "IDLE"
+    make_stale(other, trial)
+    assert here.create_trial("here").trial_id == "0000-retry1"
+
+
 def test_a_dead_workers_trial_keeps_number_values_and_seed(tmp_path):
     first = make_oracle(tmp_path)
     trial = first.create_trial("x")
@@ -314,7 +341,13 @@ def test_a_dead_workers_trial_keeps_number_values_and_seed(tmp_path):
     assert (logical.state, logical.attempts) == ("running", 2)
 
 
-@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def gone(*args):
+    raise StorageError("gone")
+
+
+@pytest.mark.parametrize(
+    "how", ["killed", "interrupted", "outage", "interrupted in an outage"]
+)
 def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(
     tmp_path, how
 ):
@@ -325,18 +358,21 @@ def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(
     class Killed(BaseException):
         pass
 
+    error = StorageError if how == "outage" else Killed
     real, calls = oracle.study._storage.set_trial_param, []
 
     def killed_at_the_second(*args):
         if calls:
-            raise Killed
+            if how == "interrupted in an outage":
+                oracle._cached.set_trial_user_attr = gone
+            raise error
         calls.append(args)
         real(*args)
 
     oracle._cached.set_trial_param = killed_at_the_second
     if how == "killed":  # then nothing is cleared up
-        oracle._give_back = lambda attempt_id: None
-    with pytest.raises(Killed):
+        oracle._give_back = lambda *args: _owner.release(args[-1])
+    with pytest.raises((Killed, StorageError)):
         oracle.create_trial("x")
     resumed = make_oracle(tmp_path / "killed", max_trials=2)
     run(resumed)
@@ -389,6 +425,51 @@ def test_putting_back_is_no_loss(tmp_path):
     (logical,) = oracle.logical_trials()
     assert logical.state == "completed" and logical.attempts == 4
     assert values[0] == values[1] == values[2] == logical.hyperparameters
+
+
+def test_a_trial_whose_end_is_interrupted_is_put_back(tmp_path, monkeypatch):
+    oracle = make_oracle(tmp_path, max_trials=1, max_retries=0)
+    trial = oracle.create_trial("x")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(oracle, "_publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finish(oracle, trial)
+    assert oracle.create_trial("x").trial_id == "0000-retry1"
+
+
+def test_an_attempt_is_put_back_later_without_a_loss(tmp_path):
+    def make():
+        return make_oracle(tmp_path, max_trials=1, max_retries=1)
+
+    oracle = make()
+    for name in ("0000", "0000-retry1"):
+        trial = oracle.create_trial("x")
+        assert trial.trial_id == name
+        oracle.put_back_later(trial.trial_id)
+        oracle = make()  # another worker
+    # The word of another attempt is none, nor is a word that is not there.
+    forget(oracle, oracle.create_trial("x"))
+    folders = tmp_path / "trials"
+    (folders / "trial_0000-retry1").rename(folders / "trial_0000-retry2")
+    trial = oracle.create_trial("x")
+    assert trial.trial_id == "0000-retry3"
+    assert [entry.losses for entry in oracle._book()] == [1]
+
+
+def test_no_word_is_left_in_a_folder_that_is_lost(tmp_path):
+    oracle = make_oracle(tmp_path, max_trials=1)
+    trial = oracle.create_trial("x")
+    folder = tmp_path / "trials"
+    folder.rename(tmp_path / "moved")
+    oracle.put_back_later(trial.trial_id)
+    assert not folder.exists()
+    (tmp_path / "moved").rename(folder)
+    assert oracle.create_trial("x").trial_id == "0000-retry1"
+    assert [entry.losses for entry in oracle._book()] == [1]
 
 
 def test_a_slow_but_living_worker_cannot_report_twice(tmp_path):

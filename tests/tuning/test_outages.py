@@ -162,6 +162,58 @@ def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
     assert [t.attempts for t in here.logical_trials()] == [1, 1]
 
 
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="it stops processes as on Linux"
+)
+@pytest.mark.parametrize("caller", ["worker", "heartbeat"])
+def test_a_living_worker_is_not_taken_for_dead_after_a_pause_of_the_server(
+    running_server, outage_url, monkeypatch, caller
+):
+    """Nothing fails then: one call takes its time, and all beats are old."""
+    here, elsewhere, trial = on_two_machines(
+        monkeypatch,
+        storage=outage_url,
+        heartbeat_interval=1,
+        grace_period=3,
+        max_trials=2,
+    )
+
+    def beat():
+        attempt_id = elsewhere._running[trial.trial_id].attempt_id
+        _heartbeat.beat(elsewhere._storage, attempt_id)
+
+    mine = here.create_trial("here")
+    time.sleep(2.1)  # so long it has watched, and trusts what it sees
+    beat()
+
+    def pause():
+        with running_server.paused():
+            time.sleep(4)  # longer than the grace period
+
+    if caller == "worker":
+        finish(here, mine)
+        pausing = threading.Thread(target=pause)
+        pausing.start()
+        time.sleep(0.2)
+    else:
+        with here.heartbeat(mine.trial_id):
+            pause()
+        finish(here, mine)
+    assert here.create_trial("here").status == "IDLE"
+    stale = _heartbeat.stale_trial_ids(here._storage, here.study._study_id)
+    assert len(stale) == 1
+    beat()
+    time.sleep(1.5)
+    beat()
+    time.sleep(1)
+    assert here.create_trial("here").status == "IDLE"
+    if caller == "worker":
+        pausing.join()
+    # And one that gives no sign any more is noticed.
+    time.sleep(3)
+    assert here.create_trial("here").trial_id == "0000-retry1"
+
+
 def test_a_worker_that_an_outage_has_killed_is_noticed_all_the_same(
     running_server, outage_url, monkeypatch
 ):
@@ -385,6 +437,17 @@ def test_a_long_outage_is_an_error_of_the_database_everywhere(
     assert "hunter2marker" not in capfd.readouterr().err
 
 
+def check_that_one_was_put_back(output, url):
+    rows = rows_of(output)
+    assert {row["state"] for row in rows} == {"completed"}
+    assert [row["attempts"] for row in rows] == ["2", "1", "1", "1"]
+    storage = _storage.open_storage(url)
+    study = optuna.load_study(study_name=output.name, storage=storage)
+    assert [e.losses for e in _attempts.read(study.trials)] == [0] * 4
+    storage.remove_session()
+    storage.engine.dispose()
+
+
 def test_a_database_that_stays_away_ends_the_command_with_its_own_code(
     tmp_path, running_server, outage_url, monkeypatch, capfd
 ):
@@ -401,26 +464,27 @@ def test_a_database_that_stays_away_ends_the_command_with_its_own_code(
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    arguments = command(output, f"--storage={outage_url}", workers=1)[3:]
+    more = [f"--storage={outage_url}", "--max-retries=0"]
+    arguments = command(output, *more, workers=1)[3:]
     assert cli.main(arguments) == 4
     stopper.join()
     *_, begin, last = capfd.readouterr().err.splitlines()
     assert "trying again for up to 2 s" in begin
     assert last.startswith("keras-adamax-tune: error: The database ")
     assert "It has not answered for 2 s" in last
-    # The same command goes on.
+    # The same command goes on, and what the outage ended is no loss.
     running_server.start()
     assert cli.main(arguments) == 0
-    assert {row["state"] for row in rows_of(output)} == {"completed"}
+    check_that_one_was_put_back(output, outage_url)
     assert "hunter2marker" not in "".join(capfd.readouterr())
 
 
 def test_a_signal_ends_the_wait_for_the_database(
     tmp_path, running_server, outage_url
 ):
-    with Search(
-        tmp_path / "out", f"--storage={outage_url}", workers=1
-    ) as search:
+    output = tmp_path / "out"
+    more = [f"--storage={outage_url}", "--max-retries=0"]
+    with Search(output, *more, workers=1) as search:
         search.wait_for_workers(1)
         running_server.stop()
         search.release()
@@ -428,6 +492,9 @@ def test_a_signal_ends_the_wait_for_the_database(
         search.process.send_signal(signal.SIGTERM)
         assert search.finish(60) == 130, search.printed()
         assert "Traceback" not in search.printed()
+    running_server.start()
+    assert cli.main(command(output, *more, workers=1)[3:]) == 0
+    check_that_one_was_put_back(output, outage_url)
 
 
 # Other storages.

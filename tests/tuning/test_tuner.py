@@ -38,11 +38,17 @@ def build_model(hp, optimizer=AdamaxClipped):
     return model
 
 
-def make_tuner(folder, hypermodel=build_model, objective="val_loss", **kwargs):
+def make_tuner(
+    folder,
+    hypermodel=build_model,
+    objective="val_loss",
+    kind=OptunaTuner,
+    **kwargs,
+):
     names = ("executions_per_trial", "callbacks_factory", "loss", "optimizer")
     tuner_kwargs = {k: kwargs.pop(k) for k in names if k in kwargs}
     oracle_kwargs = {"max_trials": 2, "seed": 0, "sampler": "random", **kwargs}
-    return OptunaTuner(
+    return kind(
         hypermodel,
         oracle=OptunaOracle(objective, **oracle_kwargs),
         directory=folder,
@@ -502,6 +508,47 @@ def test_ctrl_c_puts_the_trial_back_and_a_resume_is_as_if_nothing_was(
         assert ours.score == undisturbed.score
         assert ours.hyperparameters == undisturbed.hyperparameters
         assert ours.seed == undisturbed.seed
+
+
+class _EndsInVain(OptunaTuner):
+    """Fails once, when a trial has ended but is not recorded yet."""
+
+    error: BaseException | None = None
+
+    def on_trial_end(self, trial):
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        super().on_trial_end(trial)
+
+
+@pytest.mark.parametrize("error", [StorageError("gone"), KeyboardInterrupt()])
+def test_a_trial_that_cannot_be_recorded_is_put_back(tmp_path, error):
+    def make():
+        return make_tuner(
+            tmp_path, kind=_EndsInVain, max_trials=1, max_retries=0
+        )
+
+    tuner = make()
+    tuner.error = error
+    with pytest.raises(type(error)):
+        search(tuner)
+    # This very process goes on, as a notebook does, and at once.
+    trial = make().oracle.create_trial("x")
+    assert trial.trial_id == "0000-retry1"
+
+
+def test_an_interrupt_after_the_record_leaves_the_result_alone(tmp_path):
+    class Interrupted(OptunaTuner):
+        def on_trial_end(self, trial):
+            super().on_trial_end(trial)
+            raise KeyboardInterrupt
+
+    tuner = make_tuner(tmp_path, kind=Interrupted, max_trials=1)
+    with pytest.raises(KeyboardInterrupt):
+        search(tuner)
+    (trial,) = tuner.oracle.logical_trials()
+    assert (trial.state, trial.attempts) == ("completed", 1)
 
 
 def test_a_slow_but_living_worker_gives_up_and_goes_on(tmp_path):

@@ -6,7 +6,9 @@ stopped. Only databases keep beats; elsewhere attempts are known to be dead
 when their process is (`_owner`).
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable
 
 from optuna.storages import BaseStorage, RDBStorage
@@ -24,6 +26,14 @@ def prepare(storage: BaseStorage, interval: int, grace_period: int) -> None:
 def is_kept_by(storage: BaseStorage) -> bool:
     """Whether the storage knows heartbeats."""
     return isinstance(storage, RDBStorage)
+
+
+def interval_of(storage: BaseStorage) -> float:
+    """Seconds between two beats; infinity where nobody beats."""
+    if not isinstance(storage, RDBStorage):
+        return math.inf
+    interval = storage.get_heartbeat_interval()
+    return math.inf if interval is None else interval
 
 
 def beat(storage: BaseStorage, trial_id: int) -> None:
@@ -66,14 +76,15 @@ class Heartbeat:
     Args:
         storage: The database.
         trial_id: Optuna's id of the trial.
-        on_failure: Called when a beat has failed. Defaults to nothing.
+        on_failure: Called with 0 when a beat has failed, and with its seconds
+            when it has taken longer than an interval. Defaults to nothing.
     """
 
     def __init__(
         self,
         storage: BaseStorage,
         trial_id: int,
-        on_failure: Callable[[], None] = lambda: None,
+        on_failure: Callable[[float], None] = lambda seconds: None,
     ):
         self._storage = storage
         self._trial_id = trial_id
@@ -103,13 +114,17 @@ class Heartbeat:
         assert interval is not None
         pause = interval
         while not self._stop.wait(pause):
+            begun = time.monotonic()
             try:
                 storage.record_heartbeat(self._trial_id)
                 self.last_error = None
                 pause = interval
+                seconds = time.monotonic() - begun
+                if seconds > interval:
+                    self._on_failure(seconds)
             except Exception as error:  # see the docstring of the class
                 self.last_error = error
-                self._on_failure()
+                self._on_failure(0.0)
                 pause = min(interval, _SECONDS_TO_TRY_AGAIN)
         # Each thread has a connection of its own, to be closed in the thread.
         storage.remove_session()

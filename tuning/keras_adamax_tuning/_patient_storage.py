@@ -5,6 +5,10 @@ answer is repeated for a while, and what cannot be cured comes out as a
 `StorageError` without credentials. The answer to a commit can be lost though
 the commit was not: where a second one would do harm, the record is looked at
 before the call is repeated.
+
+A database that stands still for a while answers late, and nothing fails. Nor
+does anything fail in a suspend of the machine. Both are noted, because signs
+of life are missing afterwards.
 """
 
 import secrets
@@ -91,26 +95,57 @@ def _pause() -> None:
         time.sleep(0.1)
 
 
+def _clocks() -> tuple[float, float]:
+    """The time of day, and a clock that stands still in a suspend."""
+    return time.time(), time.monotonic()
+
+
 class PatientStorage(ForwardingStorage):
     """Repeats what the database did not answer.
 
     Args:
         real: The storage, with Optuna's cache around it if it has one.
         place: URL of the database, or the storage, for messages.
+        longest_pause: Seconds after which an answer is late, and after which
+            a suspend of the machine matters.
 
     Attributes:
         answers_since: Since when, on the clock of `time.monotonic`, the
-            database has answered without a failure.
+            database has answered in time and without a failure, and the
+            machine was awake.
+        longest_pause_seen: Seconds of the longest pause that was longer.
     """
 
-    def __init__(self, real: BaseStorage, place: str | BaseStorage):
+    def __init__(
+        self,
+        real: BaseStorage,
+        place: str | BaseStorage,
+        longest_pause: float,
+    ):
         super().__init__(real)
         self._place = place
+        self._longest_pause = longest_pause
+        self._last_clocks = _clocks()
+        self.longest_pause_seen = 0.0
         self.answers_since = time.monotonic()
 
-    def note_failure(self) -> None:
-        """Notes that the database did not answer, to whomever."""
+    def note_failure(self, seconds: float = 0.0) -> None:
+        """Notes that the database did not answer in time, to whomever.
+
+        Args:
+            seconds: How long a pause without a failure was. Defaults to `0`.
+        """
+        self.longest_pause_seen = max(self.longest_pause_seen, seconds)
         self.answers_since = time.monotonic()
+
+    def _note_pauses(self, begun: float) -> None:
+        """Looks at the clocks after a call that began at `begun`."""
+        day_before, before = self._last_clocks
+        day, now = self._last_clocks = _clocks()
+        suspended = (day - day_before) - (now - before)
+        pause = max(suspended, now - begun)
+        if pause > self._longest_pause:
+            self.note_failure(pause)
 
     def patiently(
         self,
@@ -118,9 +153,12 @@ class PatientStorage(ForwardingStorage):
         again: Callable[[], _Result] | None = None,
     ) -> _Result:
         """Calls until the database answers; see the function."""
-        return patiently(
+        begun = time.monotonic()
+        result = patiently(
             call, self._place, again=again, on_failure=self.note_failure
         )
+        self._note_pauses(begun)
+        return result
 
     def _call(self, call: Callable[[], Any]) -> Any:
         # What reads, or writes the same again, may be repeated as it is.

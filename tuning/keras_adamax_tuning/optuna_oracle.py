@@ -27,6 +27,7 @@ from keras_adamax_tuning import (
     _distributions,
     _heartbeat,
     _owner,
+    _put_back,
     _samplers,
     _storage,
 )
@@ -260,7 +261,9 @@ class OptunaOracle(keras_tuner.Oracle):
             self._storage, self.heartbeat_interval, self.grace_period
         )
         self._cached = PatientStorage(
-            optuna.storages.get_storage(self._storage), argument
+            optuna.storages.get_storage(self._storage),
+            argument,
+            _heartbeat.interval_of(self._storage),
         )
         self._waiting = Waiting(
             self.grace_period, _heartbeat.is_kept_by(self._storage)
@@ -427,6 +430,7 @@ class OptunaOracle(keras_tuner.Oracle):
             )
         owner = _owner.claim()
         attempt = entry.last
+        trial_id = entry.trial_id(attempt)
         try:
             self._cached.set_trial_user_attr(
                 attempt._trial_id, _attempts.OWNER, owner
@@ -439,20 +443,17 @@ class OptunaOracle(keras_tuner.Oracle):
             _owner.release(owner)
             return self.create_trial("")
         except StorageError:
-            _owner.release(owner)
+            self._give_back_later(trial_id, owner)
             raise
         except BaseException:
-            self._give_back(attempt._trial_id)
-            _owner.release(owner)
+            self._give_back(attempt._trial_id, trial_id, owner)
             raise
         hyperparameters = self._with_values(proposal["values"])
-        trial = keras_tuner_trial.Trial(
-            hyperparameters, trial_id=entry.trial_id(attempt)
-        )
-        self._running[trial.trial_id] = _Running(
+        trial = keras_tuner_trial.Trial(hyperparameters, trial_id=trial_id)
+        self._running[trial_id] = _Running(
             trial, attempt._trial_id, entry.number, owner, proposal, {}
         )
-        self.trials[trial.trial_id] = trial
+        self.trials[trial_id] = trial
         self._print_begin(entry, trial)
         return trial
 
@@ -523,7 +524,11 @@ class OptunaOracle(keras_tuner.Oracle):
             Whether anything was done, so that the study is to be read again.
         """
         ended = self._dead(trials) + _duplicates(trials, book)
+        entries = {entry.last._trial_id: entry for entry in book}
         for attempt in ended:
+            if self._is_to_be_put_back(entries.get(attempt._trial_id)):
+                self._record_put_back(attempt._trial_id)
+                continue
             # Another worker may have done it at the same moment.
             with contextlib.suppress(UpdateFinishedTrialError):
                 self._cached.set_trial_state_values(
@@ -558,9 +563,10 @@ class OptunaOracle(keras_tuner.Oracle):
     def _stale(self) -> list[int]:
         """The attempts whose worker gives no signs of life.
 
-        After an outage of the database all signs are old. Living workers need
-        an interval to give new ones, and so does one that this process has
-        not watched for that long.
+        After an outage or a pause of the database, and after a suspend of
+        this machine, all signs are old. Living workers need an interval to
+        give new ones, and so does one that this process has not watched for
+        that long.
         """
         storage = self._storage
         if not isinstance(storage, RDBStorage):
@@ -578,11 +584,11 @@ class OptunaOracle(keras_tuner.Oracle):
             return []
         since = max(self._cached.answers_since, _storage.connected_at(storage))
         watched = time.monotonic() - since
-        interval = storage.get_heartbeat_interval()
-        assert interval is not None
+        interval = _heartbeat.interval_of(storage)
         if watched > interval + _SECONDS_TO_BEAT_AGAIN:
             return stale
-        return ask(_SECONDS_OF_LONGEST_OUTAGE)
+        pause = math.ceil(self._cached.longest_pause_seen)
+        return ask(max(_SECONDS_OF_LONGEST_OUTAGE, pause))
 
     def _warn_of_sqlite(self, attempt: FrozenTrial) -> None:
         storage = self._storage
@@ -777,15 +783,44 @@ class OptunaOracle(keras_tuner.Oracle):
         """Gives a running trial back, to be tried again: it is not its fault.
 
         It is the same trial then, with the same hyperparameters, and is not
-        counted against `max_retries`.
+        counted against `max_retries`. One that has its result keeps it.
         """
-        running = self._running.pop(trial_id)
-        try:
-            self._give_back(running.attempt_id)
-        finally:
-            _owner.release(running.owner)
+        running = self._running.pop(trial_id, None)
+        if running is None:
+            return
+        self._give_back(running.attempt_id, trial_id, running.owner)
 
-    def _give_back(self, attempt_id: int) -> None:
+    def put_back_later(self, trial_id: str) -> None:
+        """As `put_back`, for when the database is away.
+
+        The word is left in the trial's folder. It holds when a search that
+        reaches the folder goes on.
+        """
+        running = self._running.pop(trial_id, None)
+        if running is not None:
+            self._give_back_later(trial_id, running.owner)
+
+    def _give_back(
+        self, attempt_id: int, trial_id: str, owner: dict[str, Any]
+    ) -> None:
+        try:
+            self._record_put_back(attempt_id)
+        except BaseException:
+            # The database is away, or the user does not wait for it.
+            self._give_back_later(trial_id, owner)
+            raise
+        _owner.release(owner)
+
+    def _give_back_later(self, trial_id: str, owner: dict[str, Any]) -> None:
+        try:
+            folder = self._trial_folder(trial_id)
+            if folder is not None:
+                _put_back.leave_word(folder, owner)
+        finally:
+            # Last: before the word is there, nobody shall count a loss.
+            _owner.release(owner)
+
+    def _record_put_back(self, attempt_id: int) -> None:
         # Another worker may have given up on it already.
         with contextlib.suppress(UpdateFinishedTrialError):
             self._cached.set_trial_user_attr(
@@ -793,9 +828,30 @@ class OptunaOracle(keras_tuner.Oracle):
             )
             self._cached.set_trial_state_values(attempt_id, TrialState.FAIL)
 
+    def _is_to_be_put_back(
+        self, entry: _attempts.LogicalAttempts | None
+    ) -> bool:
+        """Whether the worker of its last attempt has left word."""
+        if entry is None or _attempts.OWNER not in entry.last.user_attrs:
+            return False
+        folder = self._trial_folder(entry.trial_id(entry.last))
+        return folder is not None and _put_back.has_word(
+            folder, entry.last.user_attrs[_attempts.OWNER]
+        )
+
+    def _trial_folder(self, trial_id: str) -> Path | None:
+        """The folder of an attempt; `None` without a tuner."""
+        name = getattr(self, "_project_name", None)
+        if name is None:
+            return None
+        # KerasTuner's `_project_dir` would make a folder that is lost again.
+        return Path(self._directory) / name / f"trial_{trial_id}"
+
     def abandon(self, trial_id: str) -> None:
-        """Forgets an attempt that another worker has given up on."""
-        _owner.release(self._running.pop(trial_id).owner)
+        """Forgets an attempt that has ended, or that another worker ended."""
+        running = self._running.pop(trial_id, None)
+        if running is not None:
+            _owner.release(running.owner)
 
     def update_trial(
         self, trial_id: str, metrics: dict[str, float], step: int = 0
@@ -839,7 +895,25 @@ class OptunaOracle(keras_tuner.Oracle):
         Raises:
             ConsecutiveFailuresError: If too many trials failed in a row.
         """
-        running = self._running.pop(trial.trial_id)
+        running = self._running[trial.trial_id]
+        try:
+            state, value = self._conclude(running, trial)
+            published = self._publish(running, state, value)
+        except StorageError:
+            self.put_back_later(trial.trial_id)
+            raise
+        except BaseException:
+            self.put_back(trial.trial_id)
+            raise
+        self.abandon(trial.trial_id)
+        self._print_end(running, trial, published)
+        if published and state == TrialState.FAIL:
+            self._check_consecutive_failures()
+
+    def _conclude(
+        self, running: _Running, trial: keras_tuner_trial.Trial
+    ) -> tuple[TrialState, float | None]:
+        """Completes the result of a trial that ends; its state and value."""
         result = running.result
         if trial.status == TrialStatus.COMPLETED:
             if "reason" in result:
@@ -868,13 +942,7 @@ class OptunaOracle(keras_tuner.Oracle):
             name: _to_python(v)
             for name, v in trial.hyperparameters.values.items()
         }
-        try:
-            published = self._publish(running, state, value)
-        finally:
-            _owner.release(running.owner)
-        self._print_end(running, trial, published)
-        if published and state == TrialState.FAIL:
-            self._check_consecutive_failures()
+        return state, value
 
     def _last_report(self, attempt_id: int) -> float | None:
         reports = self._cached.get_trial(attempt_id).intermediate_values

@@ -208,16 +208,16 @@ class OptunaTuner(keras_tuner.Tuner):
                     self._check_folder(output)
                     self.on_trial_begin(trial)
                     self._run_attempt(trial, *args, **kwargs)
+                self.on_trial_end(trial)
             except AttemptLost:
                 self.oracle.abandon(trial.trial_id)
                 continue
             except StorageError:
-                self.oracle.abandon(trial.trial_id)
+                self.oracle.put_back_later(trial.trial_id)
                 raise
             except BaseException:
                 self.oracle.put_back(trial.trial_id)
                 raise
-            self.on_trial_end(trial)
         self.on_search_end()
 
     def _claim_folder(self) -> _identity.Folder:
