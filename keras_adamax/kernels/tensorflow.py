@@ -384,14 +384,16 @@ def count_above(
                 tf.cast(
                     spikes.are_above(
                         g,
-                        spikes.sample_of(u, tuple(u.shape), stride),
+                        spikes.sample_of(u, norm.shape, stride),
                         clip_multiplier,
                         clip_epsilon,
                     ),
                     tf.int32,
                 )
             )
-            for g, u, stride in zip(gradients, values, strides, strict=True)
+            for g, norm, u, stride in zip(
+                gradients, norms, values, strides, strict=True
+            )
         ]
     )
 
