@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from keras_adamax._processes import start_time
 from keras_adamax_tuning import (
     ConsecutiveFailuresError,
     OptunaOracle,
@@ -324,6 +326,31 @@ def test_after_a_suspend_a_living_worker_is_not_taken_for_dead(
     time.sleep(2.1)
     assert here.create_trial("here").status == "IDLE"
     make_stale(other, trial)
+    assert here.create_trial("here").trial_id == "0000-retry1"
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="nobody says when a process began"
+)
+def test_a_process_that_lives_here_is_not_judged_by_its_beats(
+    tmp_path, monkeypatch
+):
+    """Its beats may be late, if the processor or a lock is taken."""
+    other = make_oracle(tmp_path, heartbeat_interval=1, grace_period=3)
+    here = make_oracle(
+        tmp_path, heartbeat_interval=1, grace_period=3, max_trials=1
+    )
+    with subprocess.Popen(["sleep", "60"]) as process:
+        claim = _owner.claim()
+        claim |= {"pid": process.pid, "started": start_time(process.pid)}
+        with monkeypatch.context() as patch:
+            patch.setattr(_owner, "claim", lambda: claim)
+            trial = other.create_trial("other")
+        assert here.create_trial("here").status == "IDLE"
+        time.sleep(2.1)  # so long it has watched, and trusts what it sees
+        make_stale(other, trial)
+        assert here.create_trial("here").status == "IDLE"
+        process.kill()
     assert here.create_trial("here").trial_id == "0000-retry1"
 
 

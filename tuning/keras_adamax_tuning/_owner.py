@@ -49,3 +49,18 @@ def is_surely_dead(owner: dict[str, Any]) -> bool:
     ):
         return owner["token"] not in _running_here
     return has_ended(owner["pid"], owner["started"])
+
+
+def surely_lives(owner: dict[str, Any]) -> bool:
+    """Whether that attempt runs in another process of this machine.
+
+    Its signs of life need not be looked at: they are late where the processor
+    or a lock is taken for long. Where the system does not say when a process
+    started, the process may be another one with the same id.
+    """
+    return (
+        not is_elsewhere(owner)
+        and owner["pid"] != os.getpid()
+        and bool(owner["started"])
+        and owner["started"] == start_time(owner["pid"])
+    )

@@ -548,13 +548,15 @@ class OptunaOracle(keras_tuner.Oracle):
         dead = []
         for attempt in running:
             owner = attempt.user_attrs.get(_attempts.OWNER)
+            is_stale = attempt._trial_id in stale
             if owner is None:
                 is_dead = not _heartbeat.is_kept_by(
                     self._storage
                 ) and self._started_long_ago(attempt)
             else:
                 is_dead = _owner.is_surely_dead(owner)
-            if is_dead or attempt._trial_id in stale:
+                is_stale = is_stale and not _owner.surely_lives(owner)
+            if is_dead or is_stale:
                 dead.append(attempt)
             elif owner is not None and _owner.is_elsewhere(owner):
                 self._warn_of_sqlite(attempt)
