@@ -5,7 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from keras_adamax import AdamaxClipped
@@ -227,6 +227,8 @@ def test_a_number_is_taken_if_and_only_if_it_is_in_range(name, value):
     allowed = ALLOWED[name]
     # In range as written, and as float32 rounds it.
     if allowed(float(value)) and allowed(as_float32(value)):
+        # TensorFlow takes what float32 has as subnormal numbers for 0.
+        assume(not 0 < value < 2**-126)
         config = AdamaxClipped(**{name: value}).get_config()
         assert config[name] == value
     else:
