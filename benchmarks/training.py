@@ -6,7 +6,7 @@ and without spoilt batches. Each problem's results are in a JSON file of their
 own; what is there already is not run again, so that a run can be stopped at
 any time and continued with the same command. Tables and figures are made of
 these files alone (`--report`). Needs JAX, optax, scikit-learn and matplotlib:
-the extras `jax` and `benchmark`. Rerun with
+the extra `benchmark`. Rerun with
 
     python benchmarks/training.py --output benchmarks/results
 """

@@ -35,6 +35,7 @@ _READ_ONLY = frozenset(
         "exclude_from_clipping",
         "track_clip_rate",
         "skip_nonfinite",
+        "has_spike_gate",
         "spike_tolerance",
         "target_clip_rate",
         "clipnorm",
@@ -347,7 +348,7 @@ class AdamaxClipped(RestorableOptimizer):
         self.skip_nonfinite = _validation.check_bool(
             "skip_nonfinite", skip_nonfinite
         )
-        if live.target_clip_rate is not None and not (
+        if target is not None and not (
             self.clip_gradients and self.track_clip_rate
         ):
             raise ValueError(
@@ -535,7 +536,7 @@ class AdamaxClipped(RestorableOptimizer):
                 self._prepare(gradient, variable)
                 for gradient, variable in zip(grads, targets, strict=False)
             ]
-            has_gate = self._spike_gate is not None and self.built
+            has_gate = self.has_spike_gate and self.built
             if not (self.skip_nonfinite or has_gate) or all(
                 g is None for g in grads
             ):
@@ -1137,6 +1138,11 @@ class AdamaxClipped(RestorableOptimizer):
     def skipped_steps(self) -> int:
         """How many calls of `apply` were skipped (`skip_nonfinite`)."""
         return int(self._kernel.to_numpy(self._skipped_steps))
+
+    @property
+    def has_spike_gate(self) -> bool:
+        """Whether spikes are left out (`spike_threshold`)."""
+        return self._spike_gate is not None
 
     def spike_steps(self) -> int:
         """How many calls of `apply` were left out (`spike_threshold`)."""

@@ -393,6 +393,19 @@ def test_multi_optimizer(loop):
 class TestSample:
     """Of large variables a part is looked at, evenly spread."""
 
+    @staticmethod
+    def error(above):
+        """Of the rate that a sample of these booleans has."""
+        stride = spikes.stride_of(above.shape)
+        assert stride > 20
+        sample = numpy(
+            spikes.sample_of(
+                keras.ops.convert_to_tensor(above), above.shape, stride
+            )
+        )
+        assert sample.shape == (spikes.sample_size(above.shape, stride),)
+        return abs(sample.mean() - above.mean())
+
     @pytest.mark.parametrize(
         ("shape", "stride"),
         [
@@ -441,24 +454,14 @@ class TestSample:
             above[..., rng.random(shape[-1]) < fraction] = True
         else:
             above[: round(fraction**0.5 * shape[0])] = True
-        stride = spikes.stride_of(shape)
-        assert stride > 20
-        sample = numpy(
-            spikes.sample_of(keras.ops.convert_to_tensor(above), shape, stride)
-        )
-        assert sample.shape == (spikes.sample_size(shape, stride),)
-        assert abs(sample.mean() - above.mean()) < 0.005
+        assert self.error(above) < 0.005
 
     def test_where_whole_runs_exceed_alike_it_is_larger(self):
         """As in the dense gradient of an embedding with short rows."""
         shape = (200003, 16)
         above = np.zeros(shape, bool)
         above[np.random.default_rng(0).random(shape[0]) < 0.2] = True
-        stride = spikes.stride_of(shape)
-        sample = numpy(
-            spikes.sample_of(keras.ops.convert_to_tensor(above), shape, stride)
-        )
-        assert abs(sample.mean() - above.mean()) < 0.015
+        assert self.error(above) < 0.015
 
     @pytest.mark.skipif(BACKEND != "torch", reason="others check shapes")
     def test_a_gradient_of_another_shape(self):

@@ -37,6 +37,8 @@ Architecture = Sequence[tuple[str, tuple[int, ...]]]
 
 # What our loggers put into `logs`: no logger records it as one of the logs.
 SUMMARIES = ("clip_rate", "spikes", "weight_delta", "weight_delta_ratio")
+# All that our loggers record.
+QUANTITIES = (*SUMMARIES, "spike_rate")
 
 
 class Measurement(NamedTuple):
@@ -233,8 +235,7 @@ class Recorder(keras.callbacks.Callback):
 
     def _own_rows(self, blocks: Sequence[Block]) -> list[Block]:
         """The rows that this logger would have made, of a file of several."""
-        others = set(SUMMARIES) | {"spike_rate"}
-        others -= set(self.quantities)
+        others = set(QUANTITIES) - set(self.quantities)
         own_moments = {
             block.moment
             for block in blocks
@@ -855,8 +856,7 @@ def _scalars(logs: Mapping[str, Any] | None) -> dict[str, float]:
 def _tag(key: Key) -> str:
     if key.variable:
         return _event_files.tag(key.variable, key.quantity)
-    is_own = key.quantity in (*SUMMARIES, "spike_rate")
-    group = "all_weights" if is_own else "logs"
+    group = "all_weights" if key.quantity in QUANTITIES else "logs"
     return f"{group}/{key.quantity}"
 
 

@@ -155,7 +155,7 @@ class ClipRateLogger(Recorder):
         """The optimizers to read, with their state brought up to date."""
         self._bring_up_to_date()
         ours = _optimizers.ours(self._optimizers)
-        if any(optimizer.last_spikes is not None for optimizer in ours):
+        if any(optimizer.has_spike_gate for optimizer in ours):
             self.summary_keys = ("clip_rate", "spikes")
         return ours
 
