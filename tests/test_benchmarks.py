@@ -50,6 +50,7 @@ def test_optimizer_step(tmp_path):
         "ours_no_statistics",
         "ours",
         "ours_skip_nonfinite",
+        "ours_spike_gate",
     }
     if BACKEND == "torch":
         ours |= {"ours_compiled", "ours_eager"}
