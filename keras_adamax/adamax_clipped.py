@@ -16,6 +16,7 @@ from keras_adamax import (
     hyperparameters,
     kernels,
     saved_state,
+    spike_counts,
     spikes,
     statistics,
     target_clip_rate,
@@ -470,6 +471,20 @@ class AdamaxClipped(RestorableOptimizer):
         self._norms = [
             self._add_state(variable, "norm") for variable in variables
         ]
+        self._state_dtypes = [
+            None
+            if norm is None
+            else keras.backend.standardize_dtype(norm.dtype)
+            for norm in self._norms
+        ]
+        if self.has_spike_gate:
+            total = sum(math.prod(v.shape) for v in variables)
+            self._strides = [
+                spikes.stride_of(v.shape, total)
+                if norm is not None and self._kernel.can_sample(norm)
+                else 1
+                for v, norm in zip(variables, self._norms, strict=True)
+            ]
         self._clip_counts = self.add_variable(
             shape=(len(variables), statistics.ROW_LENGTH),
             dtype="float32",
@@ -643,113 +658,63 @@ class AdamaxClipped(RestorableOptimizer):
             What was found, and the indices of the variables in that order.
         """
         pairs = [
-            (g, self._get_variable_index(v))
+            (
+                ops.convert_to_tensor(g) if isinstance(g, np.ndarray) else g,
+                self._get_variable_index(v),
+            )
             for g, v in zip(grads, variables, strict=True)
             if g is not None and not self._overwrite_variable_with_gradient(v)
         ]
+        given = [g for g, _ in pairs]
         indices = [index for _, index in pairs]
+        strides = [self._strides[i] for i in indices]
         shapes = [self._norms[i].shape for i in indices]
-        strides = [
-            spikes.stride_of(shape)
-            if self._kernel.can_sample(self._norms[i])
-            else 1
-            for i, shape in zip(indices, shapes, strict=True)
-        ]
+        # A norm is one of all elements.
+        needs_all = not (self.clipnorm is self.global_clipnorm is None)
+        are_samples = not needs_all and (
+            self.loss_scale_factor is not None
+            or self.gradient_accumulation_steps is not None
+            or self.clipvalue is not None
+        )
 
         def sample(x: Any, shape: Any, stride: int) -> Any:
             if self._kernel.is_sparse(x):
                 return x
             return spikes.sample_of(ops.convert_to_tensor(x), shape, stride)
 
-        given = [g for g, _ in pairs]
-        # A norm is one of all elements.
-        samples_last = not (self.clipnorm is self.global_clipnorm is None)
-        if not samples_last:
+        if are_samples:
             given = list(map(sample, given, shapes, strides))
         if self.loss_scale_factor is not None:
             given = [g / self.loss_scale_factor for g in given]
         if self.gradient_accumulation_steps:
             accumulated = [self._accumulated_gradients[i] for i in indices]
-            if not samples_last:
+            if are_samples:
                 accumulated = map(sample, accumulated, shapes, strides)
             given = [
                 (g + a) / self.gradient_accumulation_steps
                 for g, a in zip(given, accumulated, strict=True)
             ]
         given = self._clip_gradients(given)
-        if samples_last:
+        if self._kernel.is_replicated() and not are_samples:
             given = list(map(sample, given, shapes, strides))
+            are_samples = True
         given = self._kernel.sum_over_replicas(given)
-        return self._counts_of(given, indices, strides)
-
-    def _counts_of(
-        self,
-        samples: Sequence[Any],
-        indices: Sequence[int],
-        strides: Sequence[int],
-    ) -> tuple[list[Counts], list[int]]:
         excluded = None
         if self.exclude_from_clipping:
             excluded = ops.convert_to_tensor(self._exclusions) > 0.0
-        counts: list[Counts] = []
-        order: list[int] = []
-        kinds: dict[str, list[int]] = {}
-        for position, (g, i) in enumerate(zip(samples, indices, strict=True)):
-            if self._kernel.is_sparse(g):
-                counts.append(self._count_rows(g, i, excluded))
-                order.append(i)
-                continue
-            dtype = keras.backend.standardize_dtype(self._norms[i].dtype)
-            kinds.setdefault(dtype, []).append(position)
-        for dtype, positions in kinds.items():
-            chosen = [indices[k] for k in positions]
-            order += chosen
-            steps = [strides[k] for k in positions]
-            found = self._kernel.count_above(
-                [samples[k] for k in positions],
-                [self._norms[i] for i in chosen],
-                steps,
-                *self._bound_scalars(dtype),
-                self._kernel_choice,
-            )
-            counts.append(
-                spikes.counts_of(
-                    found,
-                    [self._norms[i].shape for i in chosen],
-                    steps,
-                    self._kernel.constant,
-                    None
-                    if excluded is None
-                    else ops.take(
-                        excluded,
-                        self._kernel.constant(tuple(chosen), "int32", excluded),
-                    ),
-                )
-            )
-        return counts, order
+        return spike_counts.count_above(
+            spike_counts.Given(given, are_samples, indices, strides),
+            spike_counts.Bounds(
+                self._norms, self._state_dtypes, self._bound_scalars, excluded
+            ),
+            self._kernel,
+            self._kernel_choice,
+        )
 
     def _bound_scalars(self, dtype: str) -> tuple[Tensor, Tensor]:
         return (
             self._live.tensor("clip_multiplier", self.iterations, dtype),
             self._live.tensor("clip_epsilon", self.iterations, dtype),
-        )
-
-    def _count_rows(
-        self, gradient: Any, index: int, excluded: Tensor | None
-    ) -> Counts:
-        norm = self._norms[index]
-        dtype = keras.backend.standardize_dtype(norm.dtype)
-        rows, values, is_counted = self._kernel.summed_rows(gradient)
-        above = spikes.are_above(
-            values,
-            self._kernel.take_rows(norm, rows),
-            *self._bound_scalars(dtype),
-        )
-        return spikes.counts_of_rows(
-            above,
-            tuple(norm.shape[1:]),
-            is_counted,
-            None if excluded is None else excluded[index],
         )
 
     def _prepare(self, gradient: Any, variable: Any) -> Any:
@@ -813,6 +778,8 @@ class AdamaxClipped(RestorableOptimizer):
     # Keras changes them.
 
     def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        if self.clipnorm is self.clipvalue is self.global_clipnorm is None:
+            return list(grads)
         # Keras's clipping knows dense tensors only (or, of IndexedSlices, some
         # of it): it gets the values, each row of which is there once.
         values = [
@@ -907,8 +874,10 @@ class AdamaxClipped(RestorableOptimizer):
         kinds: dict[tuple[bool, str], list[tuple[int, Any]]] = {}
         for gradient, variable in zip(gradients, variables, strict=True):
             index = self._get_variable_index(variable)
-            dtype = keras.backend.standardize_dtype(self._norms[index].dtype)
-            kind = (self._kernel.is_sparse(gradient), dtype)
+            kind = (
+                self._kernel.is_sparse(gradient),
+                self._state_dtypes[index],
+            )
             kinds.setdefault(kind, []).append((index, gradient))
         for (is_sparse, dtype), pairs in kinds.items():
             indices = tuple(index for index, _ in pairs)

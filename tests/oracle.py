@@ -200,10 +200,12 @@ class AdamaxClippedOracle:
     leaves the step out, unless it has left out `max_skipped_spikes` in a row;
     otherwise the step is applied, and the gate is not armed any more. In
     accumulation, a micro-batch is judged by the sum so far, itself included,
-    over `N`. Of more than 262143 elements, taken in runs of 16, those runs are
-    looked at whose position is a multiple of the stride: the largest number up
-    to size / 131072 that has no divisor in common with the size. What is left
-    over by the runs is not looked at.
+    over `N`. Where all weights have more than 1048576 elements, a part of each
+    is looked at: of its elements, taken in runs of 16, those runs whose position
+    is a multiple of the stride, the largest number that has no divisor in common
+    with the size and is up to the larger of size / 131072 and of 8, or
+    size / 8192 if that is less than 8. What is left over by the runs is not
+    looked at.
 
     Args:
         weights: Arrays, whose values their dtype holds exactly.
@@ -436,6 +438,7 @@ class AdamaxClippedOracle:
         """
         own = {}
         above, surely, perhaps, given = 0.0, 0.0, 0.0, 0
+        total = sum(u.size for u in self.u)
         grads = self._keras_clipping(present, grads)
         for i in present:
             if i in self.exclude_from_clipping:
@@ -443,9 +446,9 @@ class AdamaxClippedOracle:
             u = Approx(self.u[i], self.u_error[i])[rows[i]]
             bound, g = self._bound(u, self.precision[i]), grads[i]
             stride = 1
-            if rows[i] is ...:
+            if rows[i] is ... and total > 1048576:
                 size = g.value.size
-                stride = max(size // 131072, 1)
+                stride = max(min(8, size // 8192), size // 131072, 1)
                 while np.gcd(stride, size) > 1:
                     stride -= 1
             gap = _every(np.abs(g.value) - bound.value, stride)

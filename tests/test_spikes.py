@@ -407,37 +407,56 @@ class TestSample:
         return abs(sample.mean() - above.mean())
 
     @pytest.mark.parametrize(
-        ("shape", "stride"),
+        ("shape", "total", "stride"),
         [
-            ((), 1),
-            ((0, 3), 1),
-            ((2**18 - 1,), 1),
-            ((2**18,), 1),
-            ((2**17 * 3,), 1),
-            ((2**17 * 5 + 1,), 5),
-            ((65536, 4096), 2047),
-            ((3, 3, 512, 512), 17),
-            ((2560, 4096), 79),
+            ((), None, 1),
+            ((0, 3), None, 1),
+            ((2**20,), None, 1),
+            ((2**20 + 1,), None, 8),
+            ((2**17 * 9 + 1,), None, 9),
+            ((65536, 4096), None, 2047),
+            ((3, 3, 512, 512), None, 17),
+            ((2560, 4096), None, 79),
+            # One of many.
+            ((256, 260), 2**20, 1),
+            ((256, 260), 2**20 + 1, 7),
+            ((0, 3), 2**21, 1),
+            ((2**13 + 1,), 2**21, 1),
+            ((2**14 + 1,), 2**21, 2),
+            ((2**15 + 1,), 2**21, 4),
+            ((2560, 4096), 2**30, 79),
         ],
     )
-    def test_stride(self, shape, stride):
-        assert spikes.stride_of(shape) == stride
+    def test_stride(self, shape, total, stride):
+        assert spikes.stride_of(shape, total) == stride
         size = math.prod(shape)
         looked_at = size
         if stride > 1:
             looked_at = 16 * len(range(0, size // 16, stride))
         assert spikes.sample_size(shape, stride) == looked_at
-        assert looked_at >= min(size, spikes.SAMPLE)
+        assert looked_at >= min(size, spikes.FEWEST)
 
     @hypothesis.given(
         st.lists(st.integers(1, 3000), min_size=1, max_size=4).filter(
             lambda shape: math.prod(shape) <= 10**9
-        )
+        ),
+        st.integers(0, 10**9),
     )
-    def test_every_stride_meets_all_of_every_axis(self, shape):
-        size, stride = math.prod(shape), spikes.stride_of(shape)
-        assert 1 <= stride <= max(1, size // spikes.SAMPLE)
+    def test_every_stride_meets_all_of_every_axis(self, shape, others):
+        size = math.prod(shape)
+        stride = spikes.stride_of(shape, size + others)
+        assert 1 <= stride <= max(8, size // spikes.SAMPLE)
         assert all(math.gcd(stride, length) == 1 for length in shape)
+
+    @hypothesis.given(
+        st.lists(st.integers(2**14, 2**22), min_size=1, max_size=300)
+    )
+    def test_a_step_has_enough_elements(self, sizes):
+        looked_at = sum(
+            spikes.sample_size((n,), spikes.stride_of((n,), sum(sizes)))
+            for n in sizes
+        )
+        assert looked_at >= min(sum(sizes), spikes.SAMPLE)
 
     @pytest.mark.parametrize("fraction", [0.02, 0.2, 0.5])
     @pytest.mark.parametrize("shape", [(2048, 2048), (4096, 1000), (3000001,)])
@@ -478,8 +497,8 @@ class TestSample:
 
     @pytest.mark.parametrize("loop", support.LOOPS)
     def test_it_is_weighted_by_the_size_of_the_variable(self, loop):
-        """Of 400,000 elements in one variable and 100,000 in another."""
-        shapes = ((800, 500), (100, 1000))
+        """Of 1.6 million elements in one variable and 0.4 in another."""
+        shapes = ((1600, 1000), (400, 1000))
         variables = support.make_variables(
             [np.zeros(shape, "float32") for shape in shapes]
         )
@@ -520,7 +539,7 @@ class TestSample:
     def test_what_is_looked_at_is_the_oracles(self, loop, config):
         """Noise with a rate that only the same sample decides the same way."""
         rng = np.random.default_rng(3)
-        shapes = ((700, 701), (5,), (400000,))
+        shapes = ((700, 901), (5,), (30000,), (500000,))
         values = [np.zeros(shape, "float32") for shape in shapes]
         variables = support.make_variables(values)
         excluded = [1] if "exclude_from_clipping" in config else []

@@ -42,7 +42,7 @@ Shared* make_shared(int64_t count) {
   void** pointers = reinterpret_cast<void**>(room + 5 * count + 1);
   shared->all.count = count;
   shared->all.kinds = room;
-  shared->all.clips = room + count;
+  shared->all.flags = room + count;
   shared->all.sizes = room + 2 * count;
   shared->all.found = room + 3 * count;
   shared->all.starts = room + 4 * count;

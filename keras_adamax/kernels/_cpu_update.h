@@ -187,7 +187,9 @@ struct Tensors {
   int64_t (*run)(const Tensors&, int64_t i, int64_t begin, int64_t end);
   int64_t count;
   int64_t* kinds;
-  int64_t* clips;
+  // Of an update: whether the gradient is clipped. Of `count_above_block`:
+  // whether the gradient is whole, and not a sample.
+  int64_t* flags;
   int64_t* sizes;
   void** gradients;
   void** weights;
@@ -199,14 +201,14 @@ struct Tensors {
   int64_t* starts;
   int64_t next;
   int64_t done;
-  // Of the samples that `count_above_block` is given.
+  // Of `count_above_block`: which runs are looked at.
   const int64_t* strides;
 };
 
 // Returns how many elements were clipped.
 int64_t update_block(const Tensors& all, int64_t i, int64_t begin,
                      int64_t end) {
-  return kUpdates[all.kinds[i]][all.clips[i]](
+  return kUpdates[all.kinds[i]][all.flags[i]](
       all.gradients[i], all.weights[i], all.momentums[i], all.norms[i], begin,
       end, all.scalars);
 }
@@ -239,36 +241,58 @@ int64_t count_block(const Tensors& all, int64_t i, int64_t begin,
 // Elements that a sample has side by side (`spikes.RUN`).
 constexpr int64_t kRun = 16;
 
-// How many elements of a sample of a gradient exceed their bound. The sample
-// has each `stride`-th run of the whole, as the norms are.
+// Runs that are asked for ahead: of those far apart, the processor does not
+// guess the next.
+constexpr int64_t kRunsAhead = 16;
+
 template <typename Gradient, typename State>
-int64_t count_above(const void* sample, const void* norms, int64_t stride,
-                    int64_t begin, int64_t end, const Scalars& scalars) {
-  const Gradient* gs = static_cast<const Gradient*>(sample);
-  const State* us = static_cast<const State*>(norms);
-  const State clip_multiplier = State(scalars.clip_multiplier);
-  const State clip_epsilon = State(scalars.clip_epsilon);
+int32_t count_above_in(const Gradient* __restrict gs,
+                       const State* __restrict us, int64_t length,
+                       State clip_multiplier, State clip_epsilon) {
   const State largest = State(3.40282346638528859812e+38);
   int32_t found = 0;
-  if (stride == 1) {
 #pragma omp simd reduction(+ : found)
-    for (int64_t i = begin; i < end; ++i) {
-      const State bound = clip_multiplier * us[i] + clip_epsilon;
-      found += size_of(load<State>(gs[i])) > (bound > largest ? largest : bound);
-    }
-    return found;
-  }
-  for (int64_t i = begin; i < end; ++i) {
-    const State u = us[i / kRun * kRun * stride + i % kRun];
-    const State bound = clip_multiplier * u + clip_epsilon;
+  for (int64_t i = 0; i < length; ++i) {
+    const State bound = clip_multiplier * us[i] + clip_epsilon;
     found += size_of(load<State>(gs[i])) > (bound > largest ? largest : bound);
   }
   return found;
 }
 
+// How many elements of each `stride`-th run of a gradient exceed their bound.
+// The gradient is whole, as the norms are, or has these runs alone.
+template <typename Gradient, typename State>
+int64_t count_above(const void* gradient, bool is_whole, const void* norms,
+                    int64_t stride, int64_t begin, int64_t end,
+                    const Scalars& scalars) {
+  const Gradient* gs = static_cast<const Gradient*>(gradient);
+  const State* us = static_cast<const State*>(norms);
+  const State clip_multiplier = State(scalars.clip_multiplier);
+  const State clip_epsilon = State(scalars.clip_epsilon);
+  if (stride == 1) {
+    return count_above_in(gs + begin, us + begin, end - begin, clip_multiplier,
+                          clip_epsilon);
+  }
+  // A block of a sample is a whole number of runs.
+  const int64_t last = end / kRun;
+  const int64_t gradient_stride = is_whole ? stride : 1;
+  int64_t found = 0;
+  for (int64_t run = begin / kRun; run < last; ++run) {
+    if (run + kRunsAhead < last) {
+      const int64_t ahead = (run + kRunsAhead) * kRun;
+      __builtin_prefetch(us + ahead * stride);
+      __builtin_prefetch(gs + ahead * gradient_stride);
+    }
+    found += count_above_in(gs + run * kRun * gradient_stride,
+                            us + run * kRun * stride, kRun, clip_multiplier,
+                            clip_epsilon);
+  }
+  return found;
+}
+
 // By the dtype of the gradient: float32, float64, float16, bfloat16.
-int64_t (*const kCountsAbove[])(const void*, const void*, int64_t, int64_t,
-                                int64_t, const Scalars&) = {
+int64_t (*const kCountsAbove[])(const void*, bool, const void*, int64_t,
+                                int64_t, int64_t, const Scalars&) = {
     count_above<float, float>,
     count_above<double, double>,
     count_above<Half, float>,
@@ -277,8 +301,9 @@ int64_t (*const kCountsAbove[])(const void*, const void*, int64_t, int64_t,
 
 int64_t count_above_block(const Tensors& all, int64_t i, int64_t begin,
                           int64_t end) {
-  return kCountsAbove[all.kinds[i]](all.gradients[i], all.norms[i],
-                                    all.strides[i], begin, end, all.scalars);
+  return kCountsAbove[all.kinds[i]](all.gradients[i], all.flags[i] != 0,
+                                    all.norms[i], all.strides[i], begin, end,
+                                    all.scalars);
 }
 
 // How many elements a sample has.

@@ -52,6 +52,7 @@ def update(
     tensors: Sequence[Sequence[jax.Array]],
     hyperparameters: Hyperparameters,
     exclusions: jax.Array | None,
+    is_allowed: jax.Array | None,
     indices: Sequence[int],
     clips: bool,
 ) -> tuple[list, list, list, jax.Array]:
@@ -66,12 +67,19 @@ def update(
         hyperparameters: The scalars of the step.
         exclusions: Shape `(n,)`, > 0 where a variable is not clipped; `None`
             where all are alike.
+        is_allowed: Boolean scalar: whether anything changes. `None`: it does.
         indices: Which of the `n` variables they are.
         clips: Whether gradients are clipped at all.
     """
     dtype = tensors[3][0].dtype
     packed = jnp.stack(
-        [jnp.asarray(x, dtype) for x in _cpu_library.scalars(hyperparameters)]
+        [
+            jnp.asarray(x, dtype)
+            for x in (
+                *_cpu_library.scalars(hyperparameters),
+                1.0 if is_allowed is None else is_allowed,
+            )
+        ]
     )
     if exclusions is None:
         exclusions = jnp.zeros((0,), "float32")
@@ -136,7 +144,7 @@ def count_above(
 ) -> jax.Array:
     """How many elements of each sample exceed their bound, int32."""
     dtype = norms[0].dtype
-    samples = [
+    gradients = [
         g
         if (str(dtype), str(g.dtype)) in _cpu_library.COUNTED_KINDS
         else g.astype(dtype)
@@ -144,12 +152,12 @@ def count_above(
     ]
     call = jax.ffi.ffi_call(
         _cpu_library.COUNT_ABOVE,
-        jax.ShapeDtypeStruct((len(samples),), "int32"),
+        jax.ShapeDtypeStruct((len(gradients),), "int32"),
         vmap_method="sequential",
     )
     numbers = jnp.stack([clip_multiplier, clip_epsilon])
     return call(
         # A count has no derivative.
-        *jax.lax.stop_gradient([numbers, *samples, *norms]),
+        *jax.lax.stop_gradient([numbers, *gradients, *norms]),
         strides=np.asarray(strides, "int64"),
     )

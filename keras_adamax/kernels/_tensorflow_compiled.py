@@ -130,7 +130,7 @@ def count_above(
     """How many elements of each sample exceed their bound, int32."""
     return _operations().keras_adamax_count_above(
         norms=_handles(norms),
-        samples=counted_by_library(gradients, norms),
+        gradients=counted_by_library(gradients, norms),
         scalars=[clip_multiplier, clip_epsilon],
         strides=list(strides),
     )

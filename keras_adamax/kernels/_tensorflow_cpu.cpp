@@ -212,7 +212,7 @@ class UpdateOp : public tf::OpKernel {
               momentum.NumElements() == all.sizes[i] &&
               norm.NumElements() == all.sizes[i],
           does_not_fit());
-      all.clips[i] = clips_ && !(excluded && excluded[indices_[i]] > 0);
+      all.flags[i] = clips_ && !(excluded && excluded[indices_[i]] > 0);
       all.gradients[i] = gradient.data();
     }
     float* counts = nullptr;
@@ -231,7 +231,7 @@ class UpdateOp : public tf::OpKernel {
     work_together(context, shared, elements_of(all));
     if (!counts) return;
     for (int64_t i = 0; i < count; ++i) {
-      if (!all.clips[i]) continue;
+      if (!all.flags[i]) continue;
       add_counts(counts + kRowLength * indices_[i], all.found[i], all.sizes[i]);
     }
   }
@@ -455,15 +455,15 @@ class CountAboveOp : public tf::OpKernel {
 
   void Compute(tf::OpKernelContext* context) override {
     const int64_t count = int64_t(strides_.size());
-    tf::OpInputList samples, scalars;
-    OP_REQUIRES_OK(context, context->input_list("samples", &samples));
+    tf::OpInputList gradients, scalars;
+    OP_REQUIRES_OK(context, context->input_list("gradients", &gradients));
     OP_REQUIRES_OK(context, context->input_list("scalars", &scalars));
     LockedVariables variables;
     OP_REQUIRES_OK(context, variables.add(context, "norms"));
     tf::Tensor* result;
     OP_REQUIRES_OK(context, context->allocate_output(0, {count}, &result));
     OP_REQUIRES(
-        context, samples.size() == count && variables.size() == count,
+        context, gradients.size() == count && variables.size() == count,
         does_not_fit());
     Shared* shared = make_shared(count);
     OP_REQUIRES(context, shared, no_memory());
@@ -476,17 +476,18 @@ class CountAboveOp : public tf::OpKernel {
     all.scalars.clip_epsilon = scalar(scalars[1]);
     variables.lock();
     for (int64_t i = 0; i < count; ++i) {
-      const tf::Tensor& sample = samples[i];
+      const tf::Tensor& gradient = gradients[i];
       const tf::Tensor& norm = variables.value(i);
-      all.kinds[i] = RowOf::dtype(sample.dtype());
-      all.sizes[i] = sample.NumElements();
+      all.kinds[i] = RowOf::dtype(gradient.dtype());
+      all.sizes[i] = sample_size(norm.NumElements(), strides_[i]);
+      all.flags[i] = gradient.NumElements() == norm.NumElements();
       OP_REQUIRES(
           context,
           all.kinds[i] >= 0 && strides_[i] >= 1 &&
               RowOf::dtype(norm.dtype()) == (all.kinds[i] == 1) &&
-              all.sizes[i] == sample_size(norm.NumElements(), strides_[i]),
+              (all.flags[i] || gradient.NumElements() == all.sizes[i]),
           does_not_fit());
-      all.gradients[i] = sample.data();
+      all.gradients[i] = gradient.data();
       all.norms[i] = norm.data();
     }
     work_together(context, shared, elements_of(all));
@@ -551,10 +552,10 @@ REGISTER_OP("KerasAdamaxIsFinite")
     .Attr("dtypes: list({float, double, half, bfloat16})")
     .SetShapeFn(tf::shape_inference::ScalarShape);
 
-// How many elements of each sample exceed their bound; see `_xla_cpu.cpp`.
+// How many elements of samples exceed their bound; see `_xla_cpu.cpp`.
 REGISTER_OP("KerasAdamaxCountAbove")
     .Input("norms: n * resource")
-    .Input("samples: dtypes")
+    .Input("gradients: dtypes")
     .Input("scalars: scalar_count * dtype")
     .Output("above: int32")
     .Attr("n: int >= 1")

@@ -107,7 +107,8 @@ def update(
     packed = tf.stack(
         [
             tf.cast(scalar, step.dtype)
-            for scalar in _cpu_library.scalars(hyperparameters)
+            # The last: a branch around this call decides what changes.
+            for scalar in (*_cpu_library.scalars(hyperparameters), 1.0)
         ]
     )
     exclusions = tf.zeros((0,))

@@ -38,13 +38,13 @@ def taken_by_library(
 
 
 def counted_by_library(
-    samples: Sequence[Tensor], norms: Sequence[Any]
+    gradients: Sequence[Tensor], norms: Sequence[Any]
 ) -> list[Tensor]:
-    """Samples of gradients, in the norms' dtype where they must be."""
-    kinds = zip(dtype_names(norms), dtype_names(samples), strict=True)
+    """Gradients, in the norms' dtype where they must be."""
+    kinds = zip(dtype_names(norms), dtype_names(gradients), strict=True)
     return [
-        sample
+        gradient
         if kind in _cpu_library.COUNTED_KINDS
-        else tf.cast(sample, kind[0])
-        for sample, kind in zip(samples, kinds, strict=True)
+        else tf.cast(gradient, kind[0])
+        for gradient, kind in zip(gradients, kinds, strict=True)
     ]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from keras_adamax.kernels import Step, _compiled_library, _cpu_library
-from keras_adamax.kernels._torch_tensors import Tensors, not_clipped
+from keras_adamax.kernels._torch_tensors import Tensors, is_plain, not_clipped
+from keras_adamax.spikes import sample_size
 
 # The number of each kind.
 _KINDS = {
@@ -16,7 +17,14 @@ _KINDS = {
     for kind, (weight, gradient) in enumerate(_cpu_library.KINDS)
 }
 # The number of each dtype, as in `RowsBy` in `_cpu_update.h`.
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
+_DTYPES = {
+    getattr(torch, name): number
+    for number, name in enumerate(("float32", "float64", "float16", "bfloat16"))
+}
+_COUNTED_KINDS = frozenset(
+    (getattr(torch, state), getattr(torch, gradient))
+    for state, gradient in _cpu_library.COUNTED_KINDS
+)
 # One thread does so many in about a millisecond. Less is not worth another: for
 # about that long, torch's own threads wait for work in a loop, and a new one
 # has to wait for a core.
@@ -52,7 +60,7 @@ def _count_above() -> Callable[..., None]:
     function.restype = None
     function.argtypes = [
         ctypes.c_int64,
-        *[ctypes.c_void_p] * 7,
+        *[ctypes.c_void_p] * 8,
         ctypes.c_double,
         ctypes.c_double,
         ctypes.c_int64,
@@ -144,25 +152,51 @@ def count_above(
     strides: Sequence[int],
     clip_multiplier: torch.Tensor,
     clip_epsilon: torch.Tensor,
-) -> torch.Tensor:
-    """How many elements of each sample exceed their bound, int32."""
-    samples = [
-        (
-            g
-            if (_name(norm), _name(g)) in _cpu_library.COUNTED_KINDS
-            else g.to(norm.dtype)
-        ).contiguous()
-        for g, norm in zip(gradients, norms, strict=True)
-    ]
-    sizes = [sample.numel() for sample in samples]
-    count = len(samples)
+    kernel: str,
+) -> torch.Tensor | None:
+    """How many elements of each sample exceed their bound, int32.
+
+    Args:
+        gradients: Whole ones, or samples of them.
+        norms: Of the whole variables, all of one dtype.
+        strides: Of the samples.
+        clip_multiplier: Scalar.
+        clip_epsilon: Scalar.
+        kernel: The chosen kernel.
+
+    Returns:
+        A vector; `None` where the library does not serve.
+    """
+    if not serves(kernel, norms[:1]):
+        return None
+    count = len(norms)
+    kept = []
+    kinds, are_whole, sizes = [], [], []
+    for gradient, norm, stride in zip(gradients, norms, strides, strict=True):
+        if not (_can_be_read(norm) and _can_be_read(gradient)):
+            return None
+        if (norm.dtype, gradient.dtype) not in _COUNTED_KINDS:
+            if not gradient.is_floating_point():
+                return None
+            gradient = gradient.to(norm.dtype)
+        size = norm.numel()
+        looked_at = sample_size(norm.shape, stride)
+        is_whole = gradient.numel() == size
+        # The library reads as many elements as it is told.
+        if not (is_whole or gradient.numel() == looked_at):
+            return None
+        kept.append(gradient)
+        kinds.append(_DTYPES[gradient.dtype])
+        are_whole.append(is_whole)
+        sizes.append(looked_at)
     arrays = [
         array("q", numbers_)
         for numbers_ in (
-            [_DTYPES.index(_name(sample)) for sample in samples],
+            kinds,
+            are_whole,
             sizes,
             strides,
-            _addresses(samples),
+            _addresses(kept),
             _addresses(norms),
             [0] * count,
             [0] * (count + 1),
@@ -178,11 +212,17 @@ def count_above(
         float(clip_epsilon),
         threads,
     )
-    return torch.tensor(arrays[5].tolist(), dtype=torch.int32)
+    return torch.tensor(arrays[6], dtype=torch.int32)
 
 
-def _name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _can_be_read(tensor: torch.Tensor) -> bool:
+    return (
+        is_plain(tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:

@@ -29,18 +29,19 @@ void work_on_threads(Tensors& all, int64_t threads) {
 
 }  // namespace
 
-// Counts the elements of `count` samples that exceed their bounds.
+// Counts the elements of samples of `count` gradients that exceed their bounds.
 //
-// `kinds` are the dtypes of the samples, `sizes` their lengths, `norms` those
-// of the whole variables. `found` is room for `count` numbers, `starts` for one
-// more.
+// `kinds` are the dtypes of the gradients, `are_whole` says which are more than
+// the sample. `sizes` are the lengths of the samples, `norms` those of the whole
+// variables. `found` is room for `count` numbers, `starts` for one more.
 extern "C" __attribute__((visibility("default"))) void keras_adamax_count_above(
-    int64_t count, int64_t* kinds, int64_t* sizes, const int64_t* strides,
-    void** samples, void** norms, int64_t* found, int64_t* starts,
-    double clip_multiplier, double clip_epsilon, int64_t threads) {
-  Tensors all = {count_above_block, count,   kinds,   nullptr, sizes, samples,
-                 nullptr,           nullptr, norms,   found,   {},    starts,
-                 0,                 0,       strides};
+    int64_t count, int64_t* kinds, int64_t* are_whole, int64_t* sizes,
+    const int64_t* strides, void** gradients, void** norms, int64_t* found,
+    int64_t* starts, double clip_multiplier, double clip_epsilon,
+    int64_t threads) {
+  Tensors all = {count_above_block,
+                 count, kinds,  are_whole, sizes, gradients, nullptr, nullptr,
+                 norms, found,  {},        starts, 0,        0,       strides};
   all.scalars.clip_multiplier = clip_multiplier;
   all.scalars.clip_epsilon = clip_epsilon;
   work_on_threads(all, threads);

@@ -23,6 +23,16 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in _PLAIN
 
 
+def values_of(variables: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors of variables.
+
+    Keras's `value` looks for scopes that change it, microseconds a variable.
+    """
+    if in_stateless_scope():
+        return [variable.value for variable in variables]
+    return [variable._value for variable in variables]
+
+
 @dataclass
 class Tensors:
     """Some of the variables of a step.

@@ -206,10 +206,10 @@ XLA_FFI_Error* count_nonfinite_elements(const XLA_FFI_CallFrame& frame) {
 
 // Counts what exceeds its bound.
 //
-// Arguments: `clip_multiplier` and `clip_epsilon`; then `n` samples of
-// gradients, and `n` norms of the whole variables. Result: how many elements of
-// each sample exceed their bound (int32). Attribute: `strides` of the samples
-// (array of int64).
+// Arguments: `clip_multiplier` and `clip_epsilon`; then `n` gradients, whole or
+// samples of them, and `n` norms of the whole variables. Result: how many
+// elements of each sample exceed their bound (int32). Attribute: `strides` of
+// the samples (array of int64).
 XLA_FFI_Error* count_elements_above(const XLA_FFI_CallFrame& frame) {
   const int64_t count = (frame.args.size - 1) / 2;
   const int64_t* strides = integers(frame, "strides", count);
@@ -227,17 +227,18 @@ XLA_FFI_Error* count_elements_above(const XLA_FFI_CallFrame& frame) {
   all.scalars.clip_multiplier = scalar(argument(frame, 0), 0);
   all.scalars.clip_epsilon = scalar(argument(frame, 0), 1);
   for (int64_t i = 0; i < count; ++i) {
-    const XLA_FFI_Buffer& sample = argument(frame, 1 + i);
+    const XLA_FFI_Buffer& gradient = argument(frame, 1 + i);
     const XLA_FFI_Buffer& norm = argument(frame, 1 + count + i);
-    all.kinds[i] = RowOf::dtype(sample.dtype);
-    all.sizes[i] = elements(sample);
+    all.kinds[i] = RowOf::dtype(gradient.dtype);
+    all.sizes[i] = sample_size(elements(norm), strides[i]);
+    all.flags[i] = elements(gradient) == elements(norm);
     const int64_t state = RowOf::dtype(norm.dtype);
     if (all.kinds[i] < 0 || state != (all.kinds[i] == 1) ||
-        all.sizes[i] != sample_size(elements(norm), strides[i])) {
+        !(all.flags[i] || elements(gradient) == all.sizes[i])) {
       release(shared);
       return strange_dtype(frame.api);
     }
-    all.gradients[i] = sample.data;
+    all.gradients[i] = gradient.data;
     all.norms[i] = norm.data;
   }
   work_together(frame, shared, static_cast<int32_t*>(found.data));
@@ -246,8 +247,9 @@ XLA_FFI_Error* count_elements_above(const XLA_FFI_CallFrame& frame) {
 
 // Updates `n` variables in place.
 //
-// Arguments: the scalars, in the order of `Scalars`; of all the optimizer's
-// variables, > 0 where one is not clipped (read where there are any); then `n`
+// Arguments: the scalars, in the order of `Scalars`, and whether anything is to
+// change (> 0); of all the optimizer's variables, > 0 where one is not clipped
+// (read where there are any); then `n`
 // gradients, weights, momentums, norms. Results: new weights, momentums, norms,
 // and how many elements of each gradient were clipped (digits). Attributes:
 // `clips`, whether any is clipped (int64), and `indices`, which `n` of the
@@ -257,6 +259,7 @@ XLA_FFI_Error* update_variables(const XLA_FFI_CallFrame& frame) {
   const int64_t* indices = integers(frame, "indices", count);
   const int64_t* clips = integer(frame, "clips");
   if (!indices || !clips || frame.args.size != 2 + 4 * count ||
+      elements(argument(frame, 0)) != 8 ||
       !are_digits(result(frame, 3 * count), count)) {
     return does_not_fit(frame.api);
   }
@@ -269,6 +272,7 @@ XLA_FFI_Error* update_variables(const XLA_FFI_CallFrame& frame) {
   all.scalars = {scalar(scalars, 0), scalar(scalars, 1), scalar(scalars, 2),
                  scalar(scalars, 3), scalar(scalars, 4), scalar(scalars, 5),
                  scalar(scalars, 6)};
+  const bool changes = scalar(scalars, 7) > 0;
   const XLA_FFI_Buffer& exclusions = argument(frame, 1);
   for (int64_t i = 0; i < count; ++i) {
     const XLA_FFI_Buffer& gradient = argument(frame, 2 + i);
@@ -280,7 +284,7 @@ XLA_FFI_Error* update_variables(const XLA_FFI_CallFrame& frame) {
       release(shared);
       return strange_dtype(frame.api);
     }
-    all.clips[i] = *clips && !is_excluded(exclusions, indices[i]);
+    all.flags[i] = *clips && !is_excluded(exclusions, indices[i]);
     all.sizes[i] = elements(weight);
     const int64_t state_bytes = all.sizes[i] * bytes_of(norm.dtype);
     all.gradients[i] = gradient.data;
@@ -290,6 +294,7 @@ XLA_FFI_Error* update_variables(const XLA_FFI_CallFrame& frame) {
         in_place(momentum, result(frame, count + i), state_bytes);
     all.norms[i] =
         in_place(norm, result(frame, 2 * count + i), state_bytes);
+    if (!changes) all.sizes[i] = 0;
   }
   work_together(frame, shared,
                 static_cast<float*>(result(frame, 3 * count).data));

@@ -282,16 +282,19 @@ def are_finite(tensors: Sequence[Tensor], in_slabs: bool) -> Tensor:
 
 def count_above(
     gradients: Sequence[Tensor],
+    are_samples: bool,
     norms: Sequence[Tensor],
     strides: Sequence[int],
     clip_multiplier: Tensor,
     clip_epsilon: Tensor,
     in_slabs: bool,
 ) -> Tensor:
-    """How many elements of each gradient exceed their bound, int32.
+    """How many elements of each sample exceed their bound, int32.
 
     Args:
-        gradients: Samples, see `spikes.sample_of`.
+        gradients: Of any float dtype.
+        are_samples: Whether they are what `spikes.sample_of` gave, and not
+            whole.
         norms: Of the whole variables, before the step.
         strides: Of the samples.
         clip_multiplier: Scalar.
@@ -302,12 +305,14 @@ def count_above(
     def are_above(g: Tensor, u: Tensor) -> Tensor:
         return spikes.are_above(g, u, clip_multiplier, clip_epsilon)
 
+    if not are_samples:
+        gradients = spikes.samples(gradients, norms, strides)
     return totals(
         [
-            parts(
-                are_above, [g, spikes.sample_of(u, u.shape, stride)], in_slabs
+            parts(are_above, pair, in_slabs)
+            for pair in zip(
+                gradients, spikes.samples(norms, norms, strides), strict=True
             )
-            for g, u, stride in zip(gradients, norms, strides, strict=True)
         ]
     )
 

@@ -17,6 +17,7 @@ from keras_adamax.kernels import (
     Step,
     _jax_compilations,
     _jax_compiled,
+    _selection,
     _xla_form,
 )
 from keras_adamax.update_rule import Hyperparameters, sum_repeated_rows
@@ -48,6 +49,7 @@ def update_dense(step: Step) -> None:
         step.hyperparameters(step.learning_rate, step.dtype),
         _value(step.exclusions),
         _value(step.clip_counts),
+        _selection.is_allowed(),
         settings=settings,
     )
     for variables, values in zip(state, new_state, strict=True):
@@ -96,10 +98,13 @@ def _update(
     hyperparameters: Hyperparameters,
     exclusions: Tensor | None,
     rows: Tensor | None,
+    is_allowed: Tensor | None,
     settings: _Settings,
 ) -> _Updated:
     update = _update_compiled if settings.compiled else _update_fused
-    return update(settings, tensors, hyperparameters, exclusions, rows)
+    return update(
+        settings, tensors, hyperparameters, exclusions, rows, is_allowed
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -109,10 +114,16 @@ def _update_compiled(
     hyperparameters: Hyperparameters,
     exclusions: Tensor | None,
     rows: Tensor | None,
+    is_allowed: Tensor | None,
 ) -> _Updated:
     """The library's update; its derivatives are those of XLA's form."""
     weights, momentums, norms, clipped = _jax_compiled.update(
-        tensors, hyperparameters, exclusions, settings.indices, settings.clips
+        tensors,
+        hyperparameters,
+        exclusions,
+        is_allowed,
+        settings.indices,
+        settings.clips,
     )
     counts = None
     if rows is not None:
@@ -139,6 +150,7 @@ def _update_fused(
     hyperparameters: Hyperparameters,
     exclusions: Tensor | None,
     rows: Tensor | None,
+    is_allowed: Tensor | None,
 ) -> _Updated:
     """XLA's form."""
     indices, clips, in_slabs, _ = settings
@@ -171,6 +183,12 @@ def _update_fused(
             shapes,
             indices,
             exclusions,
+        )
+    if is_allowed is not None:
+        new = jax.tree.map(
+            lambda value, old: jnp.where(is_allowed, value, old),
+            new,
+            list(zip(*tensors[1:], strict=True)),
         )
     weights, momentums, norms = map(list, zip(*new, strict=True))
     return weights, momentums, norms, counts
@@ -328,16 +346,19 @@ def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
 
 def count_above(
     gradients: Sequence[Tensor],
+    are_samples: bool,
     norms: Sequence[keras.Variable],
     strides: Sequence[int],
     clip_multiplier: Tensor,
     clip_epsilon: Tensor,
     kernel: str,
 ) -> Tensor:
-    """How many elements of each gradient exceed their bound, int32.
+    """How many elements of each sample exceed their bound, int32.
 
     Args:
-        gradients: Samples, see `spikes.sample_of`.
+        gradients: Of any float dtype.
+        are_samples: Whether they are what `spikes.sample_of` gave, and not
+            whole.
         norms: Of the whole variables.
         strides: Of the samples.
         clip_multiplier: Scalar in the dtype of the norms.
@@ -355,24 +376,32 @@ def count_above(
         values,
         clip_multiplier,
         clip_epsilon,
+        are_samples=are_samples,
         strides=tuple(strides),
         in_slabs=on_one_cpu,
     )
 
 
 @functools.partial(
-    jax.jit, static_argnames=("strides", "in_slabs"), inline=True
+    jax.jit, static_argnames=("are_samples", "strides", "in_slabs"), inline=True
 )
 def _count_above(
     gradients: list[Tensor],
     norms: list[Tensor],
     clip_multiplier: Tensor,
     clip_epsilon: Tensor,
+    are_samples: bool,
     strides: tuple[int, ...],
     in_slabs: bool,
 ) -> Tensor:
     return _xla_form.count_above(
-        gradients, norms, strides, clip_multiplier, clip_epsilon, in_slabs
+        gradients,
+        are_samples,
+        norms,
+        strides,
+        clip_multiplier,
+        clip_epsilon,
+        in_slabs,
     )
 
 
@@ -386,6 +415,8 @@ def value_if(
         function: Makes a tensor like `other`.
         other: The tensor otherwise.
     """
+    if _is_on_cpu() and isinstance(condition, Tracer):
+        return jax.lax.cond(condition, function, lambda: other)
     # XLA fuses it, and a branch makes a GPU wait for the host.
     return jnp.where(condition, function(), other)
 
@@ -409,11 +440,62 @@ def apply_if(
         decided: Variables of the optimizer that hold what was decided, which
             `apply` does not change, and the values that they get.
     """
-    own = {id(variable) for variable, _ in decided}
-    state = [v for v in optimizer.variables if id(v) not in own]
-    state += optimizer._trainable_variables
-    before = [v.value for v in state]
+    if not isinstance(is_applied, Tracer):
+        if is_applied:
+            apply(gradients, variables)
+    elif _library_updates_all(optimizer, gradients, variables):
+        # A branch costs XLA a quarter of a step of 160 variables.
+        small = _selection.small_variables(optimizer)
+        before = [v.value for v in small]
+        with _selection.allow(is_applied):
+            apply(gradients, variables)
+        _select(is_applied, small, before)
+    else:
+        own = {id(variable) for variable, _ in decided}
+        state = [v for v in optimizer.variables if id(v) not in own]
+        state += optimizer._trainable_variables
+        before = [v.value for v in state]
+        if _is_on_cpu():
+            # In place, where a selection keeps a copy of all that it may
+            # restore.
+            _branch(is_applied, apply, gradients, variables, state)
+        else:
+            # A branch makes a GPU wait for the host.
+            apply(gradients, variables)
+            _select(is_applied, state, before)
+    for variable, value in decided:
+        variable.assign(value)
 
+
+def _library_updates_all(
+    optimizer: Any, gradients: list, variables: list
+) -> bool:
+    return (
+        _is_on_one_cpu()
+        and _selection.serves(optimizer, gradients, variables, is_sparse)
+        and _jax_compiled.serves(
+            optimizer._kernel_choice,
+            [v.value for v in _selection.targets(optimizer, variables)],
+        )
+    )
+
+
+def _select(
+    is_applied: Tensor, variables: Sequence[Any], before: Sequence[Tensor]
+) -> None:
+    for variable, old in zip(variables, before, strict=True):
+        value = variable.value
+        if value is not old:
+            variable.assign(jnp.where(is_applied, value, old))
+
+
+def _branch(
+    is_applied: Tensor,
+    apply: Callable[[list, list], None],
+    gradients: list,
+    variables: list,
+    state: Sequence[Any],
+) -> None:
     def assign(values: Sequence[Tensor]) -> None:
         for variable, value in zip(state, values, strict=True):
             variable.assign(value)
@@ -427,23 +509,8 @@ def apply_if(
         del gradients
         return values
 
-    if not isinstance(is_applied, Tracer):
-        if is_applied:
-            apply(gradients, variables)
-    elif _is_on_cpu():
-        # In place, where a selection keeps a copy of all that it may restore.
-        assign(jax.lax.cond(is_applied, updated, unchanged, before, gradients))
-    else:
-        # A branch makes a GPU wait for the host.
-        values = updated(before, gradients)
-        assign(
-            [
-                jnp.where(is_applied, value, old)
-                for value, old in zip(values, before, strict=True)
-            ]
-        )
-    for variable, value in decided:
-        variable.assign(value)
+    before = [v.value for v in state]
+    assign(jax.lax.cond(is_applied, updated, unchanged, before, gradients))
 
 
 def measure(

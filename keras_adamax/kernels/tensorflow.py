@@ -340,16 +340,19 @@ def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
 
 def count_above(
     gradients: Sequence[Tensor],
+    are_samples: bool,
     norms: Sequence[Any],
     strides: Sequence[int],
     clip_multiplier: Tensor,
     clip_epsilon: Tensor,
     kernel: str,
 ) -> Tensor:
-    """How many elements of each gradient exceed their bound, int32.
+    """How many elements of each sample exceed their bound, int32.
 
     Args:
-        gradients: Samples, see `spikes.sample_of`.
+        gradients: Of any float dtype.
+        are_samples: Whether they are what `spikes.sample_of` gave, and not
+            whole.
         norms: Of the whole variables.
         strides: Of the samples.
         clip_multiplier: Scalar in the dtype of the norms.
@@ -357,10 +360,10 @@ def count_above(
         kernel: The chosen kernel.
     """
     for gradient, norm, stride in zip(gradients, norms, strides, strict=True):
-        if stride == 1:
-            gradient.set_shape(norm.shape)
-        else:
+        if are_samples and stride > 1:
             gradient.set_shape((spikes.sample_size(norm.shape, stride),))
+        else:
+            gradient.set_shape(norm.shape)
     if not is_replicated():
         form = _form(kernel, [*norms, *gradients])
         count = {
@@ -371,6 +374,8 @@ def count_above(
             return count(
                 gradients, norms, strides, clip_multiplier, clip_epsilon
             )
+    if not are_samples:
+        gradients = spikes.samples(gradients, norms, strides)
     values = [tf.convert_to_tensor(norm) for norm in norms]
     arguments = (list(gradients), values, clip_multiplier, clip_epsilon)
     if _has_xla():
@@ -382,17 +387,12 @@ def count_above(
         [
             tf.reduce_sum(
                 tf.cast(
-                    spikes.are_above(
-                        g,
-                        spikes.sample_of(u, norm.shape, stride),
-                        clip_multiplier,
-                        clip_epsilon,
-                    ),
+                    spikes.are_above(g, u, clip_multiplier, clip_epsilon),
                     tf.int32,
                 )
             )
-            for g, norm, u, stride in zip(
-                gradients, norms, values, strides, strict=True
+            for g, u in zip(
+                gradients, spikes.samples(values, norms, strides), strict=True
             )
         ]
     )
@@ -414,6 +414,7 @@ def _counting(
     ) -> Tensor:
         return _xla_form.count_above(
             gradients,
+            True,
             norms,
             strides,
             clip_multiplier,

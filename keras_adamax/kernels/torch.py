@@ -1,7 +1,6 @@
 """torch: sparse COO gradients, no autograd, nothing traced."""
 
 import contextlib
-import contextvars
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from keras_adamax import spikes
 from keras_adamax.kernels import (
     Step,
+    _selection,
     _torch_compiled,
     _torch_device,
     _torch_eager,
@@ -25,13 +25,6 @@ Tensor = Any
 CHOICES = ("auto", "compiled", "eager", "reference")
 
 
-# Whether the update that is under way may change anything, where only its
-# device knows.
-_allowed: contextvars.ContextVar[torch.Tensor | None] = contextvars.ContextVar(
-    "allowed", default=None
-)
-
-
 @torch.compiler.disable
 def update_dense(step: Step) -> None:
     """Updates the variables of `step` in place.
@@ -39,7 +32,7 @@ def update_dense(step: Step) -> None:
     Where Keras's training step is traced by `torch.compile`, this call stays
     outside of the graph.
     """
-    allowed = _allowed.get()
+    allowed = _selection.is_allowed()
     plain, others = _torch_tensors.sort(step)
     for device, tensors in plain.items():
         if not _is_host(device):
@@ -189,48 +182,42 @@ def constant(values: tuple[float, ...], dtype: str, other: Tensor) -> Tensor:
 @torch.compiler.disable
 def count_above(
     gradients: Sequence[Tensor],
+    are_samples: bool,
     norms: Sequence[Any],
     strides: Sequence[int],
     clip_multiplier: Tensor,
     clip_epsilon: Tensor,
     kernel: str,
 ) -> Tensor:
-    """How many elements of each gradient exceed their bound, int32.
+    """How many elements of each sample exceed their bound, int32.
 
     Args:
-        gradients: Samples, see `spikes.sample_of`.
+        gradients: Of any float dtype.
+        are_samples: Whether they are what `spikes.sample_of` gave, and not
+            whole.
         norms: Of the whole variables.
         strides: Of the samples.
         clip_multiplier: Scalar in the dtype of the norms.
         clip_epsilon: Scalar in the dtype of the norms.
         kernel: The chosen kernel.
     """
-    values = [norm.value for norm in norms]
-    # The library reads as many norms as there are gradients.
-    have_one_size = all(
-        g.numel() == spikes.sample_size(value.shape, stride)
-        for g, value, stride in zip(gradients, values, strides, strict=True)
+    values = _torch_tensors.values_of(norms)
+    found = _torch_compiled.count_above(
+        gradients, values, strides, clip_multiplier, clip_epsilon, kernel
     )
-    if (
-        have_one_size
-        and all(
-            _is_host(x.device) and _torch_tensors.is_plain(x)
-            for x in (*gradients, *values)
-        )
-        and all(value.is_contiguous() for value in values)
-        and _torch_compiled.serves(kernel, [*gradients, *values])
+    if found is not None:
+        return found
+    if not are_samples:
+        gradients = spikes.samples(gradients, norms, strides)
+    counts = []
+    for g, u in zip(
+        gradients, spikes.samples(values, norms, strides), strict=True
     ):
-        return _torch_compiled.count_above(
-            gradients, values, strides, clip_multiplier, clip_epsilon
-        )
-    found = []
-    for g, value, stride in zip(gradients, values, strides, strict=True):
         # `clamp` takes a number, where a tensor would be copied to a device.
-        u = spikes.sample_of(value, value.shape, stride)
         bound = clip_multiplier * u + clip_epsilon
         is_above = g.to(bound.dtype).abs() > bound.clamp(max=FLOAT32_MAX)
-        found.append(is_above.sum(dtype=torch.int32))
-    return torch.stack(found)
+        counts.append(is_above.sum(dtype=torch.int32))
+    return torch.stack(counts)
 
 
 @torch.compiler.disable
@@ -277,8 +264,11 @@ def apply_if(
         decided: Variables of the optimizer that hold what was decided, which
             `apply` does not change, and the values that they get.
     """
-    if _is_host(is_applied.device) or not _can_select(
-        optimizer, gradients, variables
+    if (
+        _is_host(is_applied.device)
+        # There, nothing is assigned in place.
+        or _torch_tensors.in_stateless_scope()
+        or not _selection.serves(optimizer, gradients, variables, is_sparse)
     ):
         if is_applied:
             apply(gradients, variables)
@@ -295,41 +285,15 @@ def _apply_or_select(
     gradients: list,
     variables: list | None,
 ) -> None:
-    state = {id(v) for v in (*optimizer._momentums, *optimizer._norms)}
-    small = [v.value for v in optimizer.variables if id(v) not in state]
-    kept = [(value, value._version, value.clone()) for value in small]
-    token = _allowed.set(is_applied)
-    try:
+    values = [v.value for v in _selection.small_variables(optimizer)]
+    kept = [(value, value._version, value.clone()) for value in values]
+    with _selection.allow(is_applied):
         apply(gradients, variables)
-    finally:
-        _allowed.reset(token)
     for value, version, old in kept:
-        # Who is written to is read again: exclusions, which would wait.
+        # Exclusions are read anew where they were written to, and the host
+        # would wait: so nothing is written that did not change.
         if value._version != version:
             value.copy_(torch.where(is_applied, value, old))
-
-
-def _can_select(
-    optimizer: Any, gradients: list, variables: list | None
-) -> bool:
-    """Whether nothing but the fused update changes large variables."""
-    # Without a list they are those that it was built with.
-    changed = optimizer._trainable_variables if variables is None else variables
-    return (
-        optimizer._kernel_choice != "reference"
-        # There, nothing is assigned in place.
-        and not _torch_tensors.in_stateless_scope()
-        # The attribute would be read from the device.
-        and "weight_decay" not in optimizer._live.written
-        and not optimizer.use_ema
-        and not optimizer.gradient_accumulation_steps
-        and not any(is_sparse(gradient) for gradient in gradients)
-        and all(
-            variable.constraint is None
-            and not getattr(variable, "overwrite_with_gradient", False)
-            for variable in changed
-        )
-    )
 
 
 def measure(
