@@ -27,7 +27,7 @@ Constant = Callable[[tuple[float, ...], str, Tensor], Tensor]
 
 # Of a model with more elements than `ALL`, a sample is looked at: of each
 # variable every eighth run, but `FEWEST` elements at least where it has them,
-# and of a very large one `SAMPLE`. A step's sample then has `SAMPLE` elements at
+# and of a very large one `SAMPLE`. So a step's sample has `SAMPLE` elements at
 # least. The standard error of its rate is below 0.15 % where elements exceed
 # their bounds by themselves, and below 0.6 % where all of a run do or none.
 ALL = 2**20

@@ -200,12 +200,11 @@ class AdamaxClippedOracle:
     leaves the step out, unless it has left out `max_skipped_spikes` in a row;
     otherwise the step is applied, and the gate is not armed any more. In
     accumulation, a micro-batch is judged by the sum so far, itself included,
-    over `N`. Where all weights have more than 1048576 elements, a part of each
-    is looked at: of its elements, taken in runs of 16, those runs whose position
-    is a multiple of the stride, the largest number that has no divisor in common
-    with the size and is up to the larger of size / 131072 and of 8, or
-    size / 8192 if that is less than 8. What is left over by the runs is not
-    looked at.
+    over `N`. Where all weights have more than 1048576 elements, a part of
+    each is looked at: of its elements, taken in runs of 16, those runs whose
+    position is a multiple of the stride. That is the largest number without a
+    divisor in common with the size that is at most size / 131072 or at most 8
+    and size / 8192. What is left over by the runs is not looked at.
 
     Args:
         weights: Arrays, whose values their dtype holds exactly.

@@ -415,8 +415,6 @@ def value_if(
         function: Makes a tensor like `other`.
         other: The tensor otherwise.
     """
-    if _is_on_cpu() and isinstance(condition, Tracer):
-        return jax.lax.cond(condition, function, lambda: other)
     # XLA fuses it, and a branch makes a GPU wait for the host.
     return jnp.where(condition, function(), other)
 
