@@ -78,6 +78,7 @@ SPACE = AdamaxClippedSpace(
     epsilon=1e-8,
     bias_correction=False,
     weight_decay=None,
+    spike_threshold=None,
 )
 
 

@@ -76,6 +76,7 @@ SPACE = AdamaxClippedSpace(
     epsilon=1e-8,
     bias_correction=False,
     weight_decay=None,
+    spike_threshold=None,
 )
 
 

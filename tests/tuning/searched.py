@@ -23,6 +23,7 @@ SPACE = AdamaxClippedSpace(
     clip_epsilon=1e-3,
     bias_correction=False,
     weight_decay=None,
+    spike_threshold=None,
 )
 OTHER_SPACE = AdamaxClippedSpace(learning_rate=(1e-3, 1.0))
 # What a search draws.

@@ -17,6 +17,7 @@ from keras.optimizers import schedules
 from keras_tuner.engine import hyperparameters as kt_hyperparameters
 
 import keras_adamax
+from keras_adamax import TargetClipRate
 from keras_adamax_tuning.optuna_oracle import OptunaOracle
 from keras_adamax_tuning.search_space import AdamaxClippedSpace, Range
 
@@ -49,6 +50,8 @@ NOTHING_SEARCHED = {
     "clip_epsilon": 1e-4,
     "bias_correction": False,
     "weight_decay": None,
+    "spike_threshold": None,
+    "max_skipped_spikes": 5,
 }
 DISTANCES = {
     "beta_1": ("one_minus_beta_1", lambda x: 1 - x),
@@ -172,6 +175,10 @@ def spaces(draw):
             }
         )
     )
+    # Above every target.
+    arguments["spike_threshold"] = draw(
+        st.sampled_from([None, 0.6, [None, 0.6], (0.6, 0.9)])
+    )
     return AdamaxClippedSpace(
         **arguments,
         num_steps=draw(st.integers(1, 10_000)),
@@ -224,7 +231,7 @@ def test_defaults_contain_the_original_and_start_there():
             assert parameter.min_value < value < parameter.max_value
         else:
             assert value in parameter.values
-    assert len(hp.space) == 9
+    assert len(hp.space) == 10
 
 
 def test_names_in_the_record():
@@ -257,6 +264,7 @@ def test_names_in_the_record():
         "clip_epsilon",
         "bias_correction",
         "weight_decay",
+        "spike_threshold",
     ]
 
 
@@ -656,7 +664,7 @@ def test_two_spaces_in_one_search():
     assert float(decoder.build_optimizer(hp).get_config()["learning_rate"]) == (
         0.1
     )
-    assert len(hp.space) == 18
+    assert len(hp.space) == 20
     assert "encoder_one_minus_beta_1" in hp.values
 
 
@@ -964,7 +972,7 @@ class TestTargetRate:
     def test_the_range_of_the_target(self):
         hp, _ = declared(self.space(["target_rate"]))
         target = by_name(hp)["clip_multiplier_target_rate_target"]
-        assert (target.min_value, target.max_value) == (0.001, 0.2)
+        assert (target.min_value, target.max_value) == (0.001, 0.1)
         assert (target.default, target.sampling) == (0.01, "log")
         assert "clip_multiplier_minus_1" not in by_name(hp)
 
@@ -1236,7 +1244,42 @@ def test_the_spike_gate_can_be_searched():
     assert space.build_optimizer(hp).spike_threshold is None
     assert AdamaxClippedSpace.from_config(space.get_config()) == space
     # What a search from before it says of itself stays the same.
-    assert "spike_threshold" not in AdamaxClippedSpace().get_config()
+    without = AdamaxClippedSpace(spike_threshold=None)
+    assert "spike_threshold" not in without.get_config()
+    assert AdamaxClippedSpace.from_config(without.get_config()) == without
+
+
+def test_a_standard_search_decides_whether_there_is_a_gate():
+    hp = keras_tuner.HyperParameters()
+    AdamaxClippedSpace().declare(hp)
+    [gate] = [p for p in hp.space if p.name == "spike_threshold"]
+    assert gate.values == ["None", "0.2"]
+    assert gate.default == "None"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"clip_multiplier": TargetClipRate(0.2)},
+        {"clip_multiplier": [1.2, TargetClipRate(0.3)]},
+        {"clip_multiplier_schedule": {"target_rate": {"target": 0.2}}},
+        {"clip_multiplier_schedule": {"target_rate": {"target": (0.1, 0.3)}}},
+        {
+            "clip_multiplier_schedule": ["constant", "target_rate"],
+            "spike_threshold": (0.05, 0.5),
+        },
+    ],
+)
+def test_a_target_that_the_gate_takes_for_a_spike_is_refused(arguments):
+    with pytest.raises(ValueError, match="must be below.*spike_threshold"):
+        AdamaxClippedSpace(**arguments)
+    AdamaxClippedSpace(**{**arguments, "spike_threshold": None})
+    AdamaxClippedSpace(**{**arguments, "spike_threshold": [None, 0.5]})
+    AdamaxClippedSpace(**{**arguments, "clip_gradients": False})
+
+
+def test_the_standard_targets_are_below_the_standard_gate():
+    AdamaxClippedSpace(clip_multiplier_schedule=["constant", "target_rate"])
 
 
 @pytest.mark.parametrize(

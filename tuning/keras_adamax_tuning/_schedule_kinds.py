@@ -269,7 +269,7 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
                         },
                         scale="log",
                     ),
-                    lambda _: Range(0.001, 0.2),
+                    lambda _: Range(0.001, 0.1),
                 ),
             ),
             uses_value=False,
@@ -354,6 +354,14 @@ class ScheduleSearch:
     def kinds_that_use_the_value(self) -> list[str]:
         """Those in which the value of the hyperparameter has an effect."""
         return [k for k in self.kinds if KINDS[self.name][k].uses_value]
+
+    def targets(self) -> list[float]:
+        """The targets of `TargetClipRate`, at least those at the ends."""
+        return [
+            value
+            for part in self.kinds.get("target_rate", ())
+            for value in part.values()
+        ]
 
     def uses_value(self, recorded: Mapping[str, Any]) -> bool:
         """Whether the value has an effect in the recorded kind."""

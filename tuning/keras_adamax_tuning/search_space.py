@@ -7,7 +7,13 @@ from typing import Any
 
 import keras
 
-from keras_adamax import AdamaxClipped, _validation, hyperparameters, spikes
+from keras_adamax import (
+    AdamaxClipped,
+    TargetClipRate,
+    _validation,
+    hyperparameters,
+    spikes,
+)
 from keras_adamax_tuning import _parameters, _schedule_kinds
 from keras_adamax_tuning._parameters import Parameter
 from keras_adamax_tuning._ranges import (
@@ -67,8 +73,8 @@ _OF_CLIPPING = (
     "spike_threshold",
     "max_skipped_spikes",
 )
-# They are written only where they are not the defaults: the configuration of a
-# search from before they existed stays the same.
+# They are written only where they are not the optimizer's defaults: the
+# configuration of a search from before they existed stays the same.
 _ADDED_LATER = ("spike_threshold", "max_skipped_spikes")
 
 
@@ -141,9 +147,8 @@ class AdamaxClippedSpace:
             `[False, True]`.
         weight_decay: Decay of the weights; log scale. Defaults to
             `[None, 1e-5, 1e-4, 1e-3, 1e-2]`.
-        spike_threshold: The spike gate; log scale. To search whether it is on,
-            too, give a list such as `[None, 0.1, 0.2, 0.4]`. Defaults to
-            `None`: it is off.
+        spike_threshold: The spike gate, off or on: `None` or a threshold; a
+            range is searched on a log scale. Defaults to `[None, 0.2]`.
         max_skipped_spikes: How many spikes in a row the gate leaves out.
             Defaults to `5`.
         learning_rate_schedule: A kind, a list of kinds to choose from, or a
@@ -166,7 +171,8 @@ class AdamaxClippedSpace:
     Raises:
         TypeError: If an argument, or a part of it, is of a wrong type.
         ValueError: If an argument is unknown or out of range, a range is
-            empty, or a schedule lacks its length.
+            empty, a schedule lacks its length, or the target of a
+            `TargetClipRate` reaches `spike_threshold`.
 
     Example:
         >>> import keras_tuner
@@ -205,7 +211,7 @@ class AdamaxClippedSpace:
         clip_epsilon: Any = (1e-6, 0.01),
         bias_correction: Any = [False, True],  # noqa: B006
         weight_decay: Any = [None, 1e-5, 1e-4, 1e-3, 1e-2],  # noqa: B006
-        spike_threshold: Any = None,
+        spike_threshold: Any = [None, 0.2],  # noqa: B006
         max_skipped_spikes: Any = 5,
         learning_rate_schedule: Any = _schedule_kinds.CONSTANT,
         beta_2_schedule: Any = _schedule_kinds.CONSTANT,
@@ -256,6 +262,7 @@ class AdamaxClippedSpace:
         }
         self._num_steps = num_steps
         self._check_schedules()
+        self._check_targets()
         self._optimizer_arguments = _check_optimizer_arguments(
             optimizer_arguments
         )
@@ -325,7 +332,7 @@ class AdamaxClippedSpace:
             >>> space = AdamaxClippedSpace(
             ...     learning_rate=(1e-4, 1e-2), beta_1=0.9, beta_2=0.999,
             ...     epsilon=1e-8, clip_gradients=False, bias_correction=False,
-            ...     weight_decay=None,
+            ...     weight_decay=None, spike_threshold=None,
             ... )
             >>> finer = space.narrow({"learning_rate": 1e-3}, 0.5)
             >>> finer.get_config()["learning_rate"]["config"]["high"]
@@ -441,6 +448,8 @@ class AdamaxClippedSpace:
         """Makes the space that `get_config` described."""
         # A copy: Keras's deserialization may change the dictionary it gets.
         arguments = copy.deepcopy(dict(config))
+        # There was no gate before there was this argument.
+        arguments.setdefault("spike_threshold", None)
         for name in _ARGUMENTS:
             if name in arguments:
                 arguments[name] = _parameters.deserialize(arguments[name])
@@ -465,7 +474,6 @@ class AdamaxClippedSpace:
         arguments = {
             name: raw(parameter.specification)
             for name, parameter in self._parameters.items()
-            if not self._is_added_default(name)
         }
         for name, schedule in self._schedules.items():
             if not schedule.is_constant:
@@ -486,8 +494,6 @@ class AdamaxClippedSpace:
         clips = self._parameters["clip_gradients"]
         arguments: dict[str, Any] = {}
         for name in self._parameters:
-            if self._is_added_default(name):
-                continue
             if name not in _OF_CLIPPING:
                 arguments[name] = self._declare_argument(hp, name)
             elif not clips.is_searched:
@@ -517,6 +523,29 @@ class AdamaxClippedSpace:
                     f"{name}={raw(self._parameters[name].specification)!r}. "
                     f'Give {name}_schedule="constant" to use your own.'
                 )
+
+    def _check_targets(self) -> None:
+        """A gate must never take what a target wants for a spike."""
+        if self._parameters["clip_gradients"].values() == (False,):
+            return
+        thresholds = [
+            value
+            for value in self._parameters["spike_threshold"].values()
+            if value is not None
+        ]
+        targets = self._schedules["clip_multiplier"].targets() + [
+            value.target
+            for value in self._parameters["clip_multiplier"].values()
+            if isinstance(value, TargetClipRate)
+        ]
+        if thresholds and targets and max(targets) >= min(thresholds):
+            raise ValueError(
+                "Every target of a `TargetClipRate` must be below every "
+                "`spike_threshold`, which would leave out ordinary steps. "
+                f"Received: targets up to {max(targets)!r}, thresholds from "
+                f"{min(thresholds)!r}. Choose smaller targets, larger "
+                "thresholds, or spike_threshold=None."
+            )
 
 
 def _check_optimizer_arguments(given: Any) -> dict[str, Any]:
