@@ -248,7 +248,7 @@ def test_two_optimizers_in_one_search(tmp_path):
     )
     tuner.search(X, Y, validation_data=(X, Y), verbose=0)
     names = {p.name for p in tuner.oracle.get_space().space}
-    assert len(names) == 18
+    assert len(names) == 20
     values = tuner.get_best_hyperparameters()[0].values
     assert values["encoder_learning_rate"] != values["decoder_learning_rate"]
 

@@ -185,6 +185,7 @@ class AdamaxClippedSpace:
         ...     clip_epsilon=1e-4,
         ...     bias_correction=False,
         ...     weight_decay=[None, 1e-4],
+        ...     spike_threshold=0.2,
         ... )
         >>> hp = keras_tuner.HyperParameters()
         >>> hp.values["one_minus_beta_2"] = 0.01
