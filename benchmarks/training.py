@@ -12,7 +12,6 @@ the extra `benchmark`. Rerun with
 """
 
 import argparse
-import importlib.metadata
 import os
 from pathlib import Path
 
@@ -20,7 +19,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 from _machine import describe_machine  # noqa: E402
 from _report import write_json  # noqa: E402
-from _training import cost, figures, report  # noqa: E402
+from _training import cost, figures, report, runs  # noqa: E402
 from _training.methods import (  # noqa: E402
     GATE,
     METHODS,
@@ -28,9 +27,7 @@ from _training.methods import (  # noqa: E402
     QUICK_METHODS_ELSEWHERE,
 )
 from _training.problems import PROBLEMS, QUICK_PROBLEM  # noqa: E402
-from _training.protocol import QUICK, Plan, make_runs  # noqa: E402
-from _training.store import Store  # noqa: E402
-from _training.tasks import Problem  # noqa: E402
+from _training.protocol import QUICK, Plan  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
@@ -78,42 +75,6 @@ def path_of(folder: Path, name: str) -> Path:
     return folder / f"training_{name}.json"
 
 
-def train(
-    problem: Problem, methods: list[str], options: argparse.Namespace
-) -> None:
-    """Makes the runs of a problem that are not there yet.
-
-    Case by case, with all methods, so that a stopped run has whole cases.
-    """
-    plan = QUICK if options.quick else Plan()
-    header = {
-        "benchmark": "training",
-        "problem": problem.name,
-        "steps": problem.steps,
-        "target": problem.target,
-        "machine": f"{describe_machine()}, optax "
-        + importlib.metadata.version("optax"),
-        "quick": options.quick,
-    }
-    path = path_of(options.output, problem.name)
-    store = Store(path, header, plan, list(problem.cases))
-    compiled = {}
-    for case, conditions in problem.cases.items():
-        if options.cases and case not in options.cases:
-            continue
-        for method in methods:
-            if store.has(case, method) and not options.again:
-                continue
-            if method not in compiled:
-                compiled[method] = make_runs(problem, METHODS[method], plan)
-            found = compiled[method](conditions)
-            store.add(case, method, found)
-            print(
-                f"{problem.name}, {case}, {method}: {found['seconds']} s",
-                flush=True,
-            )
-
-
 def methods_for(problem: str, options: argparse.Namespace) -> list[str]:
     """Which methods to run on a problem."""
     if not options.quick:
@@ -143,7 +104,15 @@ def main() -> None:
     print(describe_machine())
     if not options.report:
         for name in options.problems:
-            train(PROBLEMS[name](), methods_for(name, options), options)
+            runs.complete(
+                path_of(options.output, name),
+                PROBLEMS[name](),
+                {m: METHODS[m] for m in methods_for(name, options)},
+                QUICK if options.quick else Plan(),
+                options.quick,
+                options.cases or (),
+                options.again,
+            )
         measure_cost(options)
     files = [path_of(options.output, name) for name in options.problems]
     problems = [report.load(file) for file in files if file.exists()]

@@ -192,7 +192,8 @@ def _number(x: float) -> str:
     return f"{x:.3g}" if np.isfinite(x) else "inf"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -231,7 +232,7 @@ def loss_table(
                 text += f" ({_number(x.low)} to {_number(x.high)})"
             row.append(text)
         rows.append(row)
-    return _table(["test loss", *cases], rows)
+    return table(["test loss", *cases], rows)
 
 
 def summary_table(problems: Sequence[ProblemResults]) -> str:
@@ -255,8 +256,8 @@ def summary_table(problems: Sequence[ProblemResults]) -> str:
             str(sum(x <= WITHIN for x in to_best.values())),
             str(len(to_best)),
             _number(statistics.median(to_best.values())),
-            _worst(to_best),
-            _worst(to_clean),
+            worst(to_best),
+            worst(to_clean),
             "",
             f"{100 * statistics.mean(diverged):.0f} %",
         ]
@@ -264,7 +265,7 @@ def summary_table(problems: Sequence[ProblemResults]) -> str:
             rate, ratio, where = sensitivities[method]
             row[6] = f"{_number(ratio)} at {rate:g} ({where})"
         rows.append(row)
-    return _table(
+    return table(
         [
             "method",
             f"cases within {WITHIN} of the best",
@@ -279,7 +280,7 @@ def summary_table(problems: Sequence[ProblemResults]) -> str:
     )
 
 
-def _worst(found: dict[tuple[str, str], float]) -> str:
+def worst(found: dict[tuple[str, str], float]) -> str:
     """The largest of the ratios, and its problem and case."""
     if not found:
         return ""
@@ -305,7 +306,7 @@ def target_table(problem: ProblemResults) -> str:
         for method in methods
     ]
     target = problem.header["target"]
-    return _table([f"steps to {target:g}", *cases], rows)
+    return table([f"steps to {target:g}", *cases], rows)
 
 
 def gate_table(problem: ProblemResults, gate: str) -> str:
@@ -323,7 +324,7 @@ def gate_table(problem: ProblemResults, gate: str) -> str:
                 f"{100 * runs['left_out_good'][rate]:.3g} %",
             ]
         )
-    return _table(["left out by the gate", "of spoilt", "of other"], rows)
+    return table(["left out by the gate", "of spoilt", "of other"], rows)
 
 
 def write(problems: Sequence[ProblemResults], gate: str) -> str:

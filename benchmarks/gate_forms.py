@@ -1,0 +1,94 @@
+"""Which form and which settings should the spike gate have?
+
+Trains the digits and the quadratic of `training.py`, as `_training/protocol.py`
+says, with every gate of `_training/gate_forms.py`, and compares each with the
+best method of a case in the results of `training.py`. `--confirm` repeats some
+of them, and the strongest peers, with 15 other seeds: the best of many methods
+over five seeds is the luckiest one, too. Can be stopped and continued. Rerun
+with
+
+    python benchmarks/gate_forms.py --output benchmarks/results
+    python benchmarks/gate_forms.py --confirm --output benchmarks/results
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+from _machine import describe_machine  # noqa: E402
+from _training import gate_report, runs  # noqa: E402
+from _training.gate_forms import DELIVERED, FORMS  # noqa: E402
+from _training.methods import METHODS  # noqa: E402
+from _training.problems import PROBLEMS  # noqa: E402
+from _training.protocol import QUICK, Plan  # noqa: E402
+
+CONFIRMED = (DELIVERED, "threshold 0.3", "beta_2 0.99", "paper's beta_2")
+PEERS = ("ZClip", "AutoClip", "AdaGC", "Adam, global_clipnorm 1")
+OTHER_SEEDS = tuple(range(100, 115))
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--problems",
+        nargs="+",
+        choices=PROBLEMS,
+        default=["digits", "quadratic"],
+    )
+    parser.add_argument(
+        "--confirm",
+        action="store_true",
+        help="run some of the forms, and peers, with other seeds",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="run nothing, report what is there",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="see that everything runs"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="folder for JSON and report; read are those of training.py",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains, and reports."""
+    options = parse()
+    print(describe_machine())
+    kind, methods = "forms", FORMS
+    plan = QUICK if options.quick else Plan()
+    if options.confirm:
+        kind = "confirmed"
+        methods = {name: FORMS[name] for name in CONFIRMED}
+        methods |= {name: METHODS[name] for name in PEERS}
+        if not options.quick:
+            plan = plan._replace(seeds=OTHER_SEEDS)
+    if not options.report:
+        for name in options.problems:
+            runs.complete(
+                options.output / f"gate_{kind}_{name}.json",
+                PROBLEMS[name](),
+                methods,
+                plan,
+                options.quick,
+            )
+    path = options.output / "gate_forms.md"
+    path.write_text(gate_report.write(options.output), "utf-8")
+    print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
