@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from _machine import describe_machine
+
 from _training.optimizer import Optimizer
 from _training.protocol import Plan, make_runs
 from _training.store import Store
