@@ -227,6 +227,8 @@ def adamax_clipped(
 
 
 _DELIVERED = whole_step(0.2)
+# No rate is above 1.
+_NO_GATE = whole_step(1.0)
 DELIVERED = "delivered: whole step, 0.2, 5 in a row"
 
 # One thing at a time is another than in the delivered form.
@@ -246,4 +248,17 @@ FORMS: dict[str, Optimizer] = {
     "scaled by its square": adamax_clipped(scaled(0.2, 2.0)),
     "4 times the usual rate": adamax_clipped(usual_rate(4.0, 0.1)),
     "8 times the usual rate": adamax_clipped(usual_rate(8.0, 0.1)),
+    # What the rule alone can do, by its two settings.
+    **{
+        f"no gate, multiplier {multiplier:g}, beta_2 {beta_2:g}": (
+            adamax_clipped(_NO_GATE, beta_2, multiplier)
+        )
+        for multiplier, beta_2 in (
+            (1.05, 0.999),
+            (1.2, 0.99),
+            (1.05, 0.99),
+            (1.5, 0.99),
+            (1.2, 0.9),
+        )
+    },
 }
