@@ -56,13 +56,15 @@ class ProblemResults(NamedTuple):
 
 
 def load(path: Path) -> ProblemResults:
-    """Reads the file of a problem."""
+    """Reads the file of a problem, without cases that lack a method so far."""
     found = json.loads(path.read_text("utf-8"))
+    cases = found["cases"]
+    methods = {method for runs in cases.values() for method in runs}
     return ProblemResults(
         found["header"]["problem"],
         found["header"],
         found["plan"],
-        found["cases"],
+        {case: runs for case, runs in cases.items() if set(runs) == methods},
     )
 
 
