@@ -251,9 +251,7 @@ def apply_if(
     """
     small = None
     # In a stateless scope nothing is assigned in place.
-    if not (
-        _is_host(is_applied.device) or _torch_tensors.in_stateless_scope()
-    ):
+    if not (_is_host(is_applied.device) or _torch_tensors.in_stateless_scope()):
         small = find_changes().small
     if small is None:
         if is_applied:
