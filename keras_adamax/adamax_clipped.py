@@ -560,12 +560,45 @@ class AdamaxClipped(RestorableOptimizer):
             is_applied, decided = self._decide(grads, targets, has_gate)
             self._kernel.apply_if(
                 is_applied,
-                self,
                 super().apply,
                 grads,
                 trainable_variables,
-                decided,
+                lambda: self._changes(grads, targets, decided),
             )
+            for variable, value in decided:
+                variable.assign(value)
+
+    def _changes(
+        self,
+        grads: Sequence[Any],
+        variables: Sequence[Any],
+        decided: Sequence[tuple[Any, Tensor]],
+    ) -> kernels.Changes:
+        """What Keras's `apply` may change, but for what is decided before."""
+        own = {id(variable) for variable, _ in decided}
+        of_optimizer = [v for v in self.variables if id(v) not in own]
+        small = None
+        if (
+            self._kernel_choice != "reference"
+            # The attribute would be read from the device.
+            and "weight_decay" not in self._live.written
+            and not self.use_ema
+            and not self.gradient_accumulation_steps
+            and not any(map(self._kernel.is_sparse, grads))
+            and all(
+                v.constraint is None
+                and not self._overwrite_variable_with_gradient(v)
+                for v in variables
+            )
+        ):
+            large = {id(v) for v in (*self._momentums, *self._norms)}
+            small = [v for v in of_optimizer if id(v) not in large]
+        return kernels.Changes(
+            kernel=self._kernel_choice,
+            weights=list(variables),
+            all=of_optimizer + self._trainable_variables,
+            small=small,
+        )
 
     def _decide(
         self, grads: Sequence[Any], variables: Sequence[Any], has_gate: bool
@@ -882,7 +915,6 @@ class AdamaxClipped(RestorableOptimizer):
         for (is_sparse, dtype), pairs in kinds.items():
             indices = tuple(index for index, _ in pairs)
             step = kernels.Step(
-                optimizer=self,
                 kernel=self._kernel_choice,
                 indices=indices,
                 gradients=[gradient for _, gradient in pairs],
@@ -890,9 +922,9 @@ class AdamaxClipped(RestorableOptimizer):
                 momentums=[self._momentums[i] for i in indices],
                 norms=[self._norms[i] for i in indices],
                 dtype=dtype,
-                learning_rate=learning_rate,
-                hyperparameters=self._hyperparameters_of_step,
-                has_schedules=bool(self._live.schedules),
+                hyperparameters=self._hyperparameters_of_step(
+                    learning_rate, dtype
+                ),
                 clip_gradients=self.clip_gradients,
                 exclusions=(
                     self._exclusions
@@ -904,11 +936,17 @@ class AdamaxClipped(RestorableOptimizer):
                     if self.clip_gradients and self.track_clip_rate
                     else None
                 ),
+                kept=self.__dict__.setdefault("_kept_by_kernel", {}),
             )
+            update = self._kernel.update_dense
             if is_sparse:
-                self._kernel.update_rows(step)
-            else:
-                self._kernel.update_dense(step)
+                update = self._kernel.update_rows
+            for position in update(step):
+                self.update_step(
+                    step.gradients[position],
+                    step.weights[position],
+                    learning_rate,
+                )
 
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Tensor
@@ -936,7 +974,7 @@ class AdamaxClipped(RestorableOptimizer):
             index, gradient, values, learning_rate, is_counted
         )
         for target, value in zip(state, values, strict=True):
-            self._kernel.assign_rows(self, target, indices, value)
+            self._kernel.assign_rows(target, indices, value)
 
     def _update(
         self,

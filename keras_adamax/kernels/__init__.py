@@ -5,7 +5,8 @@ the same functions:
 
 - `update_dense(step)`: the fused update by all dense gradients of a `Step`,
   with the results of `update_rule.update`. Where the backend has no fused
-  update that serves, the next best takes over.
+  update that serves, the next best takes over. Gives the positions in the step
+  that none serves: the optimizer runs the rule itself for these.
 - `update_rows(step)`: the same for sparse gradients.
 - `is_replicated()`: whether each replica must be updated by itself, which is
   left to Keras and `update_step`.
@@ -22,15 +23,15 @@ the same functions:
   `with_values(gradient, values)` and `to_dense(gradient, shape)`: sparse
   gradients of whole rows.
 - `take_rows(variable, indices)` and
-  `assign_rows(optimizer, variable, indices, values)`: read and write rows in
-  place, at a cost that does not grow with the number of rows.
+  `assign_rows(variable, indices, values)`: read and write rows in place, at a
+  cost that does not grow with the number of rows.
 - `is_finite(gradients, kernel)`: the decision behind `skip_nonfinite`.
 - `count_above(gradients, norms, strides, multiplier, epsilon, kernel)`, with
   `can_sample(variable)`, `sum_over_replicas(gradients)`,
   `constant(values, dtype, other)` and `value_if(condition, function, other)`:
   what the decision behind `spike_threshold` needs.
-- `apply_if(is_applied, optimizer, apply, gradients, variables, decided)`: the
-  branch behind both.
+- `apply_if(is_applied, apply, gradients, variables, find_changes)`: the branch
+  behind both.
 - `measure(function, pack, previous, current, step)`, with `overwrite(kept,
   values)`, `after(event, *values)`, `count_integers(values, length)` and
   `place_like(value, other)`: reductions of how far weights moved, without a
@@ -39,10 +40,9 @@ the same functions:
 
 import importlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -60,7 +60,6 @@ class Step:
     """One update of variables by dense gradients, or one by sparse ones.
 
     Attributes:
-        optimizer: The optimizer, for its `assign`.
         kernel: The chosen kernel, one of the backend's `CHOICES`.
         indices: Which of the optimizer's variables they are.
         gradients: A gradient each, of any float dtype; all are dense, or all
@@ -69,18 +68,15 @@ class Step:
         momentums: First moment of each.
         norms: Infinity norm of each.
         dtype: Dtype of `momentums` and `norms`.
-        learning_rate: Scalar, a tensor or a variable.
-        hyperparameters: Function of the learning rate and a dtype that gives
-            the scalars of the step; reads the optimizer's variables.
-        has_schedules: Whether that function calls code of users.
+        hyperparameters: The scalars of the step, in `dtype`.
         clip_gradients: Whether gradients are clipped at all.
         exclusions: Variable of all the optimizer's variables, > 0 where one is
             not clipped; `None` where all are alike.
         clip_counts: Variable with a row of statistics for each of the
             optimizer's variables; `None` where nothing is counted.
+        kept: What a backend keeps from step to step; the optimizer's own.
     """
 
-    optimizer: keras.optimizers.Optimizer
     kernel: str
     indices: tuple[int, ...]
     gradients: list[Tensor]
@@ -88,12 +84,28 @@ class Step:
     momentums: list[Any]
     norms: list[Any]
     dtype: str
-    learning_rate: Tensor
-    hyperparameters: Callable[[Tensor, str], Hyperparameters]
-    has_schedules: bool
+    hyperparameters: Hyperparameters
     clip_gradients: bool
     exclusions: Any | None
     clip_counts: Any | None
+    kept: dict[str, Any]
+
+
+class Changes(NamedTuple):
+    """What a call of `apply` may change.
+
+    Attributes:
+        kernel: The chosen kernel.
+        weights: The variables of the call.
+        all: All that it may change.
+        small: Those that the fused updates do not write, where these alone
+            write the others; `None` where something else does.
+    """
+
+    kernel: str
+    weights: list[Any]
+    all: list[Any]
+    small: list[Any] | None
 
 
 def load() -> ModuleType:

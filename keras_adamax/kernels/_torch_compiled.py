@@ -88,9 +88,7 @@ def serves(kernel: str, weights: Sequence[torch.Tensor]) -> bool:
 def update(step: Step, tensors: Tensors) -> None:
     """Updates CPU tensors in place, and their rows of `clip_counts`."""
     excluded = not_clipped(step)
-    scalars = _cpu_library.scalars(
-        step.hyperparameters(step.learning_rate, step.dtype)
-    )
+    scalars = _cpu_library.scalars(step.hyperparameters)
     state_dtype = tensors.norms[0].dtype
     # Those of other dtypes, or in another order, are copied.
     gradients = [

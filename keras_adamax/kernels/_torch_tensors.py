@@ -1,7 +1,6 @@
 """What a step is about, as torch tensors: lists with an entry a variable."""
 
 import functools
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,11 +114,6 @@ def sort(step: Step) -> tuple[dict[torch.device, Tensors], list[int]]:
     return plain, others
 
 
-_exclusions: "weakref.WeakKeyDictionary[Any, tuple[Any, int, list[bool]]]" = (
-    weakref.WeakKeyDictionary()
-)
-
-
 def not_clipped(step: Step) -> list[bool] | None:
     """For each of the optimizer's variables; `None` where none is clipped.
 
@@ -129,12 +123,12 @@ def not_clipped(step: Step) -> list[bool] | None:
     if not step.clip_gradients:
         return None
     if step.exclusions is None:
-        return [False] * len(step.optimizer._trainable_variables)
+        return [False] * (1 + max(step.indices, default=0))
     value = step.exclusions.value
-    known = _exclusions.get(step.optimizer)
+    known = step.kept.get("exclusions")
     if known is None or known[0] is not value or known[1] != value._version:
         flags = [flag > 0 for flag in value.tolist()]
-        known = _exclusions[step.optimizer] = (value, value._version, flags)
+        known = step.kept["exclusions"] = (value, value._version, flags)
     return known[2]
 
 

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.experimental import sparse as jax_sparse
 
 from keras_adamax.kernels import (
+    Changes,
     Step,
     _jax_compilations,
     _jax_compiled,
@@ -27,8 +28,8 @@ Tensor = Any
 CHOICES = ("auto", "compiled", "fused", "reference")
 
 
-def update_dense(step: Step) -> None:
-    """Updates the variables of `step`.
+def update_dense(step: Step) -> Sequence[int]:
+    """Updates all variables of `step`.
 
     On a CPU by a compiled library, where there is one and JAX has one device;
     else in the form that XLA does best.
@@ -46,7 +47,7 @@ def update_dense(step: Step) -> None:
     )
     *new_state, counts = _update(
         tensors,
-        step.hyperparameters(step.learning_rate, step.dtype),
+        step.hyperparameters,
         _value(step.exclusions),
         _value(step.clip_counts),
         _selection.is_allowed(),
@@ -54,9 +55,10 @@ def update_dense(step: Step) -> None:
     )
     for variables, values in zip(state, new_state, strict=True):
         for variable, value in zip(variables, values, strict=True):
-            step.optimizer.assign(variable, value)
-    if counts is not None:
-        step.optimizer.assign(step.clip_counts, counts)
+            variable.assign(value)
+    if step.clip_counts is not None:
+        step.clip_counts.assign(counts)
+    return ()
 
 
 class _Settings(NamedTuple):
@@ -284,27 +286,20 @@ def take_rows(variable: Any, indices: Tensor) -> Tensor:
     return jnp.take(variable.value, indices, axis=0, mode="clip")
 
 
-def assign_rows(
-    optimizer: keras.optimizers.Optimizer,
-    variable: Any,
-    indices: Tensor,
-    values: Tensor,
-) -> None:
+def assign_rows(variable: Any, indices: Tensor, values: Tensor) -> None:
     """Writes some rows of a variable (in place where it is donated).
 
     Indices may repeat when their values are the same.
     """
     value = variable.value
-    optimizer.assign(
-        variable,
-        value.at[indices].set(values.astype(value.dtype), mode="drop"),
+    variable.assign(
+        value.at[indices].set(values.astype(value.dtype), mode="drop")
     )
 
 
-def update_rows(step: Step) -> None:
-    """Updates the variables of `step` one by one, by the rule itself."""
-    for gradient, weight in zip(step.gradients, step.weights, strict=True):
-        step.optimizer.update_step(gradient, weight, step.learning_rate)
+def update_rows(step: Step) -> Sequence[int]:
+    """No fused update takes rows: gives all positions."""
+    return range(len(step.gradients))
 
 
 def is_replicated() -> bool:
@@ -421,60 +416,44 @@ def value_if(
 
 def apply_if(
     is_applied: Tensor,
-    optimizer: keras.optimizers.Optimizer,
     apply: Callable[[list, list], None],
     gradients: list,
     variables: list,
-    decided: Sequence[tuple[keras.Variable, Tensor]],
+    find_changes: Callable[[], Changes],
 ) -> None:
     """Calls `apply(gradients, variables)`, or changes nothing.
 
     Args:
         is_applied: Boolean scalar: whether it is called.
-        optimizer: The optimizer.
-        apply: Its update.
+        apply: The update.
         gradients: For `apply`.
         variables: For `apply`.
-        decided: Variables of the optimizer that hold what was decided, which
-            `apply` does not change, and the values that they get.
+        find_changes: Tells what `apply` may change.
     """
     if not isinstance(is_applied, Tracer):
         if is_applied:
             apply(gradients, variables)
-    elif _library_updates_all(optimizer, gradients, variables):
+        return
+    changes = find_changes()
+    if changes.small is not None and _library_updates(changes):
         # A branch costs XLA a quarter of a step of 160 variables.
-        small = _selection.small_variables(optimizer)
-        before = [v.value for v in small]
+        before = [v.value for v in changes.small]
         with _selection.allow(is_applied):
             apply(gradients, variables)
-        _select(is_applied, small, before)
+        _select(is_applied, changes.small, before)
+    elif _is_on_cpu():
+        # In place, where a selection keeps a copy of all that it may restore.
+        _branch(is_applied, apply, gradients, variables, changes.all)
     else:
-        own = {id(variable) for variable, _ in decided}
-        state = [v for v in optimizer.variables if id(v) not in own]
-        state += optimizer._trainable_variables
-        before = [v.value for v in state]
-        if _is_on_cpu():
-            # In place, where a selection keeps a copy of all that it may
-            # restore.
-            _branch(is_applied, apply, gradients, variables, state)
-        else:
-            # A branch makes a GPU wait for the host.
-            apply(gradients, variables)
-            _select(is_applied, state, before)
-    for variable, value in decided:
-        variable.assign(value)
+        # A branch makes a GPU wait for the host.
+        before = [v.value for v in changes.all]
+        apply(gradients, variables)
+        _select(is_applied, changes.all, before)
 
 
-def _library_updates_all(
-    optimizer: Any, gradients: list, variables: list
-) -> bool:
-    return (
-        _is_on_one_cpu()
-        and _selection.serves(optimizer, gradients, variables, is_sparse)
-        and _jax_compiled.serves(
-            optimizer._kernel_choice,
-            [v.value for v in _selection.targets(optimizer, variables)],
-        )
+def _library_updates(changes: Changes) -> bool:
+    return _is_on_one_cpu() and _jax_compiled.serves(
+        changes.kernel, [v.value for v in changes.weights]
     )
 
 
@@ -492,22 +471,22 @@ def _branch(
     apply: Callable[[list, list], None],
     gradients: list,
     variables: list,
-    state: Sequence[Any],
+    changed: Sequence[Any],
 ) -> None:
     def assign(values: Sequence[Tensor]) -> None:
-        for variable, value in zip(state, values, strict=True):
+        for variable, value in zip(changed, values, strict=True):
             variable.assign(value)
 
     def updated(values: list[Tensor], gradients: list) -> list[Tensor]:
         assign(values)
         apply(gradients, variables)
-        return [v.value for v in state]
+        return [v.value for v in changed]
 
     def unchanged(values: list[Tensor], gradients: list) -> list[Tensor]:
         del gradients
         return values
 
-    before = [v.value for v in state]
+    before = [v.value for v in changed]
     assign(jax.lax.cond(is_applied, updated, unchanged, before, gradients))
 
 

@@ -42,7 +42,7 @@ class RowGradient(tf.IndexedSlices):
         )
 
 
-def update_dense(step: Step) -> None:
+def update_dense(step: Step) -> Sequence[int]:
     """Updates the variables of `step`, on a CPU by a compiled library.
 
     In one operation, or by calls that XLA makes where it compiles the step.
@@ -52,20 +52,11 @@ def update_dense(step: Step) -> None:
     """
     form = _form(step.kernel, step.weights)
     if form == _FUSED and not _has_xla():
-        for gradient, weight in zip(step.gradients, step.weights, strict=True):
-            step.optimizer.update_step(gradient, weight, step.learning_rate)
-        return
+        return range(len(step.gradients))
     gradients = [tf.convert_to_tensor(g) for g in step.gradients]
     for gradient, weight in zip(gradients, step.weights, strict=True):
         gradient.set_shape(weight.shape)
-    # Schedules may be what XLA cannot compile.
-    scalars = (
-        step.hyperparameters(step.learning_rate, step.dtype)
-        if step.has_schedules
-        else tf.convert_to_tensor(step.learning_rate)
-    )
-    # A dictionary, so that nobody saves the functions with the optimizer.
-    functions = step.optimizer.__dict__.setdefault("_compiled_updates", {})
+    functions = step.kept.setdefault("functions", {})
     key = (form, step.indices, step.dtype, *(g.dtype for g in gradients))
     if key not in functions:
         # TensorFlow warns who traces often, as many small optimizers would.
@@ -75,9 +66,12 @@ def update_dense(step: Step) -> None:
             _FUSED: _compile,
         }[form]
         functions[key] = trace(step).get_concrete_function(
-            *tf.nest.map_structure(_specification, (gradients, scalars))
+            *tf.nest.map_structure(
+                _specification, (gradients, step.hyperparameters)
+            )
         )
-    functions[key](gradients, scalars)
+    functions[key](gradients, step.hyperparameters)
+    return ()
 
 
 def _specification(tensor: Tensor | None) -> Any:
@@ -127,12 +121,7 @@ def _assign(
     step: Step,
 ) -> Any:
     @functools.partial(tf.function, autograph=False)
-    def update(gradients: list[Tensor], scalars: Any) -> None:
-        h = (
-            scalars
-            if step.has_schedules
-            else step.hyperparameters(scalars, step.dtype)
-        )
+    def update(gradients: list[Tensor], h: Hyperparameters) -> None:
         update_all(step, gradients, h)
 
     return update
@@ -145,7 +134,6 @@ def _compile(step: Step) -> Any:
     )
     exclusions, clip_counts = step.exclusions, step.clip_counts
     clips = step.clip_gradients
-    has_schedules, hyperparameters = step.has_schedules, step.hyperparameters
 
     # Traced once for each shape, and not for each variable.
     @functools.partial(tf.function, autograph=False)
@@ -158,8 +146,7 @@ def _compile(step: Step) -> Any:
         return values, _xla_form.clipped_parts(g, values[2], _is_on_cpu())
 
     @functools.partial(tf.function, autograph=False, jit_compile=True)
-    def update(gradients: list[Tensor], scalars: Any) -> None:
-        h = scalars if has_schedules else hyperparameters(scalars, dtype)
+    def update(gradients: list[Tensor], h: Hyperparameters) -> None:
         excluded = None
         if exclusions is not None:
             excluded = tf.convert_to_tensor(exclusions)
@@ -251,30 +238,23 @@ def take_rows(variable: Any, indices: Tensor) -> Tensor:
     return tf.gather(resource(variable), indices)
 
 
-def assign_rows(
-    optimizer: keras.optimizers.Optimizer,
-    variable: Any,
-    indices: Tensor,
-    values: Tensor,
-) -> None:
+def assign_rows(variable: Any, indices: Tensor, values: Tensor) -> None:
     """Writes some rows of a variable in place.
 
     Indices may repeat when their values are the same.
     """
-    optimizer.assign(variable, tf.IndexedSlices(values, indices))
+    variable = resource(variable)
+    values = tf.cast(values, variable.dtype)
+    variable.scatter_update(tf.IndexedSlices(values, indices))
 
 
-def update_rows(step: Step) -> None:
-    """Updates the variables of `step`, in one operation each where that serves.
-
-    Elsewhere by the rule itself.
-    """
+def update_rows(step: Step) -> Sequence[int]:
+    """Updates the variables of `step`, in one operation each."""
     values = [gradient.values for gradient in step.gradients]
     if _may_use_library() and _tensorflow_compiled.serves_rows(step, values):
         _tensorflow_compiled.update_rows(step)
-        return
-    for gradient, weight in zip(step.gradients, step.weights, strict=True):
-        step.optimizer.update_step(gradient, weight, step.learning_rate)
+        return ()
+    return range(len(step.gradients))
 
 
 def is_replicated() -> bool:
@@ -443,34 +423,22 @@ def value_if(
 
 def apply_if(
     is_applied: Tensor,
-    optimizer: keras.optimizers.Optimizer,
     apply: Callable[[list, list], None],
     gradients: list,
     variables: list,
-    decided: Sequence[tuple[keras.Variable, Tensor]],
+    find_changes: Any = None,
 ) -> None:
     """Calls `apply(gradients, variables)`, or changes nothing.
 
     Args:
         is_applied: Boolean scalar: whether it is called.
-        optimizer: The optimizer.
-        apply: Its update.
+        apply: The update.
         gradients: For `apply`.
         variables: For `apply`.
-        decided: Variables of the optimizer that hold what was decided, which
-            `apply` does not change, and the values that they get.
+        find_changes: Not asked.
     """
-    _branch(is_applied, apply, gradients, variables)
-    for variable, value in decided:
-        variable.assign(value)
+    del find_changes
 
-
-def _branch(
-    is_applied: Tensor,
-    apply: Callable[[list, list], None],
-    gradients: list,
-    variables: list,
-) -> None:
     def skip() -> None:
         pass
 

@@ -11,6 +11,7 @@ import torch
 
 from keras_adamax import spikes
 from keras_adamax.kernels import (
+    Changes,
     Step,
     _selection,
     _torch_compiled,
@@ -26,8 +27,8 @@ CHOICES = ("auto", "compiled", "eager", "reference")
 
 
 @torch.compiler.disable
-def update_dense(step: Step) -> None:
-    """Updates the variables of `step` in place.
+def update_dense(step: Step) -> list[int]:
+    """Updates the variables of `step` in place; gives the others' positions.
 
     Where Keras's training step is traced by `torch.compile`, this call stays
     outside of the graph.
@@ -44,13 +45,7 @@ def update_dense(step: Step) -> None:
             _torch_compiled.update(step, tensors)
         else:
             _torch_eager.update(step, tensors)
-    if others and (allowed is None or allowed):
-        for position in others:
-            step.optimizer.update_step(
-                step.gradients[position],
-                step.weights[position],
-                step.learning_rate,
-            )
+    return others if others and (allowed is None or allowed) else []
 
 
 def _is_host(device: torch.device) -> bool:
@@ -123,22 +118,15 @@ def take_rows(variable: Any, indices: Tensor) -> Tensor:
     return torch.index_select(variable.value, 0, indices)
 
 
-def assign_rows(
-    optimizer: keras.optimizers.Optimizer,
-    variable: Any,
-    indices: Tensor,
-    values: Tensor,
-) -> None:
+def assign_rows(variable: Any, indices: Tensor, values: Tensor) -> None:
     """Writes some rows of a variable in place."""
-    del optimizer
     value = variable.value
     value.index_copy_(0, indices, values.to(value.dtype))
 
 
-def update_rows(step: Step) -> None:
-    """Updates the variables of `step` one by one, by the rule itself."""
-    for gradient, weight in zip(step.gradients, step.weights, strict=True):
-        step.optimizer.update_step(gradient, weight, step.learning_rate)
+def update_rows(step: Step) -> Sequence[int]:
+    """No fused update takes rows: gives all positions."""
+    return range(len(step.gradients))
 
 
 def is_replicated() -> bool:
@@ -240,11 +228,10 @@ def value_if(
 @torch.compiler.disable
 def apply_if(
     is_applied: Tensor,
-    optimizer: Any,
     apply: Callable[[list, list | None], None],
     gradients: list,
     variables: list | None,
-    decided: Sequence[tuple[keras.Variable, Tensor]],
+    find_changes: Callable[[], Changes],
 ) -> None:
     """Calls `apply(gradients, variables)`, or changes nothing.
 
@@ -257,35 +244,20 @@ def apply_if(
 
     Args:
         is_applied: Boolean scalar: whether it is called.
-        optimizer: The optimizer.
-        apply: Its update.
+        apply: The update.
         gradients: For `apply`.
         variables: For `apply`.
-        decided: Variables of the optimizer that hold what was decided, which
-            `apply` does not change, and the values that they get.
+        find_changes: Tells what `apply` may change.
     """
-    if (
-        _is_host(is_applied.device)
-        # There, nothing is assigned in place.
-        or _torch_tensors.in_stateless_scope()
-        or not _selection.serves(optimizer, gradients, variables, is_sparse)
-    ):
+    small = None
+    # In a stateless scope nothing is assigned in place.
+    if not (_is_host(is_applied.device) or _torch_tensors.in_stateless_scope()):
+        small = find_changes().small
+    if small is None:
         if is_applied:
             apply(gradients, variables)
-    else:
-        _apply_or_select(is_applied, optimizer, apply, gradients, variables)
-    for variable, value in decided:
-        variable.assign(value)
-
-
-def _apply_or_select(
-    is_applied: Tensor,
-    optimizer: Any,
-    apply: Callable[[list, list | None], None],
-    gradients: list,
-    variables: list | None,
-) -> None:
-    values = [v.value for v in _selection.small_variables(optimizer)]
+        return
+    values = [v.value for v in small]
     kept = [(value, value._version, value.clone()) for value in values]
     with _selection.allow(is_applied):
         apply(gradients, variables)

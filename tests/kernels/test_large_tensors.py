@@ -316,7 +316,6 @@ class TestTorch:
 
         momentums, norms, gradients = tensors
         step = Step(
-            optimizer=optimizer,
             kernel="compiled",
             indices=(0,),
             gradients=gradients,
@@ -324,12 +323,13 @@ class TestTorch:
             momentums=momentums,
             norms=norms,
             dtype="float32",
-            learning_rate=optimizer.learning_rate,
-            hyperparameters=optimizer._hyperparameters_of_step,
-            has_schedules=False,
+            hyperparameters=optimizer._hyperparameters_of_step(
+                optimizer.learning_rate, "float32"
+            ),
             clip_gradients=True,
             exclusions=None,
             clip_counts=optimizer.clip_counts,
+            kept={},
         )
         return step, _torch_tensors.Tensors(
             [0], gradients, weights, momentums, norms

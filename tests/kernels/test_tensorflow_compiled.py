@@ -445,7 +445,7 @@ optimizer = keras_adamax.AdamaxClipped()
 optimizer.build([variable])
 optimizer.apply([np.ones(3, "float32")], [variable])
 assert optimizer.clip_rate() == 1.0
-[key] = optimizer._compiled_updates
+[key] = optimizer._kept_by_kernel["functions"]
 print(key[0])
 """
 

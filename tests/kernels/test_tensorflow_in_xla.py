@@ -42,7 +42,7 @@ def test_one_value_that_is_not_finite_is_found(dtype, value):
 
 def forms_of(optimizer):
     """The form of each traced update."""
-    return [key[0] for key in optimizer._compiled_updates]
+    return [key[0] for key in optimizer._kept_by_kernel["functions"]]
 
 
 class TestWhere:
@@ -224,7 +224,7 @@ def step():
     optimizer.apply([tf.ones(3)], [variable])
 step()
 assert optimizer.clip_rate() == 1.0
-[key] = optimizer._compiled_updates
+[key] = optimizer._kept_by_kernel["functions"]
 print(key[0])
 """
 

@@ -122,7 +122,7 @@ def train(trainer, given):
 
 
 def forms_of(trainer):
-    updates = trainer.optimizer.__dict__.get("_compiled_updates", {})
+    updates = trainer.optimizer._kept_by_kernel.get("functions", {})
     return {form for form, *_ in updates}
 
 

@@ -261,7 +261,7 @@ def test_the_compiled_function_is_traced_once(monkeypatch, kernel):
         step = make_step(loop, optimizer, variables)
         for _ in range(3):
             step([np.ones(v.shape, "float32") for v in variables])
-    assert len(optimizer._compiled_updates) == 1
+    assert len(optimizer._kept_by_kernel["functions"]) == 1
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.function")
