@@ -922,9 +922,9 @@ class AdamaxClipped(RestorableOptimizer):
                 momentums=[self._momentums[i] for i in indices],
                 norms=[self._norms[i] for i in indices],
                 dtype=dtype,
-                hyperparameters=self._hyperparameters_of_step(
-                    learning_rate, dtype
-                ),
+                learning_rate=learning_rate,
+                hyperparameters=self._hyperparameters_of_step,
+                has_schedules=bool(self._live.schedules),
                 clip_gradients=self.clip_gradients,
                 exclusions=(
                     self._exclusions
@@ -936,6 +936,8 @@ class AdamaxClipped(RestorableOptimizer):
                     if self.clip_gradients and self.track_clip_rate
                     else None
                 ),
+                # A dictionary, so that nobody saves with the optimizer what
+                # is in it.
                 kept=self.__dict__.setdefault("_kept_by_kernel", {}),
             )
             update = self._kernel.update_dense

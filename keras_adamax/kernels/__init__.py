@@ -26,8 +26,8 @@ the same functions:
   `assign_rows(variable, indices, values)`: read and write rows in place, at a
   cost that does not grow with the number of rows.
 - `is_finite(gradients, kernel)`: the decision behind `skip_nonfinite`.
-- `count_above(gradients, norms, strides, multiplier, epsilon, kernel)`, with
-  `can_sample(variable)`, `sum_over_replicas(gradients)`,
+- `count_above(gradients, are_samples, norms, strides, multiplier, epsilon,
+  kernel)`, with `can_sample(variable)`, `sum_over_replicas(gradients)`,
   `constant(values, dtype, other)` and `value_if(condition, function, other)`:
   what the decision behind `spike_threshold` needs.
 - `apply_if(is_applied, apply, gradients, variables, find_changes)`: the branch
@@ -40,6 +40,7 @@ the same functions:
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -68,7 +69,11 @@ class Step:
         momentums: First moment of each.
         norms: Infinity norm of each.
         dtype: Dtype of `momentums` and `norms`.
-        hyperparameters: The scalars of the step, in `dtype`.
+        learning_rate: Scalar, a tensor or a variable.
+        hyperparameters: Function of the learning rate and a dtype that gives
+            the scalars of the step. A function, because TensorFlow takes twice
+            as long for an eager step if it computes them outside of a graph.
+        has_schedules: Whether that function calls code of users.
         clip_gradients: Whether gradients are clipped at all.
         exclusions: Variable of all the optimizer's variables, > 0 where one is
             not clipped; `None` where all are alike.
@@ -84,7 +89,9 @@ class Step:
     momentums: list[Any]
     norms: list[Any]
     dtype: str
-    hyperparameters: Hyperparameters
+    learning_rate: Tensor
+    hyperparameters: Callable[[Tensor, str], Hyperparameters]
+    has_schedules: bool
     clip_gradients: bool
     exclusions: Any | None
     clip_counts: Any | None

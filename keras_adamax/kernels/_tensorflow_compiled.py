@@ -81,7 +81,9 @@ def serves_rows(step: Step, values: Sequence[Tensor]) -> bool:
 
 def update_rows(step: Step) -> None:
     """Updates the rows of the variables of `step` that gradients have."""
-    settings = _settings(step, step.hyperparameters)
+    settings = _settings(
+        step, step.hyperparameters(step.learning_rate, step.dtype)
+    )
     handles = map(_handles, (step.weights, step.momentums, step.norms))
     for index, gradient, weight, momentum, norm in zip(
         step.indices, step.gradients, *handles, strict=True

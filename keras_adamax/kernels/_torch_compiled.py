@@ -88,7 +88,9 @@ def serves(kernel: str, weights: Sequence[torch.Tensor]) -> bool:
 def update(step: Step, tensors: Tensors) -> None:
     """Updates CPU tensors in place, and their rows of `clip_counts`."""
     excluded = not_clipped(step)
-    scalars = _cpu_library.scalars(step.hyperparameters)
+    scalars = _cpu_library.scalars(
+        step.hyperparameters(step.learning_rate, step.dtype)
+    )
     state_dtype = tensors.norms[0].dtype
     # Those of other dtypes, or in another order, are copied.
     gradients = [
@@ -171,7 +173,11 @@ def count_above(
     kept = []
     kinds, are_whole, sizes = [], [], []
     for gradient, norm, stride in zip(gradients, norms, strides, strict=True):
-        if not (_can_be_read(norm) and _can_be_read(gradient)):
+        if not _can_be_read(norm):
+            return None
+        # One in another order is copied.
+        gradient = gradient.contiguous()
+        if not _can_be_read(gradient):
             return None
         if (norm.dtype, gradient.dtype) not in _COUNTED_KINDS:
             if not gradient.is_floating_point():

@@ -48,7 +48,9 @@ def update(step: Step, tensors: Tensors, allowed: torch.Tensor | None) -> None:
     device = tensors.weights[0].device
     rule = _rule_for(step.kernel, device.type)
     excluded = not_clipped(step)
-    *scalars, bias_correction = step.hyperparameters
+    *scalars, bias_correction = step.hyperparameters(
+        step.learning_rate, step.dtype
+    )
     if bias_correction is None:
         bias_correction = torch.ones_like(scalars[0])
     packed = torch.stack([*scalars, bias_correction])

@@ -69,7 +69,7 @@ class _Scalars:
     """The scalars of a step: tensors (faster than numbers), or numbers."""
 
     def __init__(self, step: Step):
-        values = step.hyperparameters
+        values = step.hyperparameters(step.learning_rate, step.dtype)
         self.beta_1, self.beta_2 = values.beta_1, values.beta_2
         self.one_minus_beta_1 = 1.0 - values.beta_1
         self.epsilon = values.epsilon

@@ -47,7 +47,7 @@ def update_dense(step: Step) -> Sequence[int]:
     )
     *new_state, counts = _update(
         tensors,
-        step.hyperparameters,
+        step.hyperparameters(step.learning_rate, step.dtype),
         _value(step.exclusions),
         _value(step.clip_counts),
         _selection.is_allowed(),

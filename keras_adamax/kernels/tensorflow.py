@@ -12,6 +12,7 @@ from tensorflow.python.saved_model import save_context
 
 from keras_adamax import spikes
 from keras_adamax.kernels import (
+    Changes,
     Step,
     _tensorflow_compiled,
     _tensorflow_in_xla,
@@ -56,6 +57,12 @@ def update_dense(step: Step) -> Sequence[int]:
     gradients = [tf.convert_to_tensor(g) for g in step.gradients]
     for gradient, weight in zip(gradients, step.weights, strict=True):
         gradient.set_shape(weight.shape)
+    # Schedules may be what XLA cannot compile.
+    scalars = (
+        step.hyperparameters(step.learning_rate, step.dtype)
+        if step.has_schedules
+        else tf.convert_to_tensor(step.learning_rate)
+    )
     functions = step.kept.setdefault("functions", {})
     key = (form, step.indices, step.dtype, *(g.dtype for g in gradients))
     if key not in functions:
@@ -66,11 +73,9 @@ def update_dense(step: Step) -> Sequence[int]:
             _FUSED: _compile,
         }[form]
         functions[key] = trace(step).get_concrete_function(
-            *tf.nest.map_structure(
-                _specification, (gradients, step.hyperparameters)
-            )
+            *tf.nest.map_structure(_specification, (gradients, scalars))
         )
-    functions[key](gradients, step.hyperparameters)
+    functions[key](gradients, scalars)
     return ()
 
 
@@ -121,7 +126,12 @@ def _assign(
     step: Step,
 ) -> Any:
     @functools.partial(tf.function, autograph=False)
-    def update(gradients: list[Tensor], h: Hyperparameters) -> None:
+    def update(gradients: list[Tensor], scalars: Any) -> None:
+        h = (
+            scalars
+            if step.has_schedules
+            else step.hyperparameters(scalars, step.dtype)
+        )
         update_all(step, gradients, h)
 
     return update
@@ -134,6 +144,7 @@ def _compile(step: Step) -> Any:
     )
     exclusions, clip_counts = step.exclusions, step.clip_counts
     clips = step.clip_gradients
+    has_schedules, hyperparameters = step.has_schedules, step.hyperparameters
 
     # Traced once for each shape, and not for each variable.
     @functools.partial(tf.function, autograph=False)
@@ -146,7 +157,8 @@ def _compile(step: Step) -> Any:
         return values, _xla_form.clipped_parts(g, values[2], _is_on_cpu())
 
     @functools.partial(tf.function, autograph=False, jit_compile=True)
-    def update(gradients: list[Tensor], h: Hyperparameters) -> None:
+    def update(gradients: list[Tensor], scalars: Any) -> None:
+        h = scalars if has_schedules else hyperparameters(scalars, dtype)
         excluded = None
         if exclusions is not None:
             excluded = tf.convert_to_tensor(exclusions)
@@ -426,7 +438,7 @@ def apply_if(
     apply: Callable[[list, list], None],
     gradients: list,
     variables: list,
-    find_changes: Any = None,
+    find_changes: Callable[[], Changes],
 ) -> None:
     """Calls `apply(gradients, variables)`, or changes nothing.
 

@@ -323,9 +323,9 @@ class TestTorch:
             momentums=momentums,
             norms=norms,
             dtype="float32",
-            hyperparameters=optimizer._hyperparameters_of_step(
-                optimizer.learning_rate, "float32"
-            ),
+            learning_rate=optimizer.learning_rate,
+            hyperparameters=optimizer._hyperparameters_of_step,
+            has_schedules=False,
             clip_gradients=True,
             exclusions=None,
             clip_counts=optimizer.clip_counts,

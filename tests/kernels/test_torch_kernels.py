@@ -248,6 +248,34 @@ def test_changes_in_place_and_says_so(monkeypatch, kernel):
         loss.backward()
 
 
+@needs_compiler
+@pytest.mark.parametrize("stride", (1, 2))
+def test_the_library_counts_gradients_in_another_order(stride):
+    """One of them does not send all to the slow way."""
+    generator = torch.Generator().manual_seed(0)
+    norms = [torch.rand(size, generator=generator) for size in ((48, 3), (7,))]
+    gradients = [
+        2 * torch.rand((3, 48), generator=generator).T,
+        2 * torch.rand(7, generator=generator),
+    ]
+    assert not gradients[0].is_contiguous()
+    found = _torch_compiled.count_above(
+        gradients,
+        norms,
+        (stride, 1),
+        torch.tensor(1.2),
+        torch.tensor(0.1),
+        "auto",
+    )
+    above = [
+        (g > 1.2 * u + 0.1).reshape(-1)
+        for g, u in zip(gradients, norms, strict=True)
+    ]
+    runs = above[0].reshape(-1, 16)[::stride]
+    assert found is not None
+    assert found.tolist() == [int(runs.sum()), int(above[1].sum())]
+
+
 def test_loaded_exclusions_count(monkeypatch):
     """They are read again when they change."""
     use(monkeypatch, "compiled")
