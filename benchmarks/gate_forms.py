@@ -13,7 +13,6 @@ with
 
 import argparse
 import os
-from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
 
@@ -21,6 +20,7 @@ from _machine import describe_machine  # noqa: E402
 from _training import gate_report, runs  # noqa: E402
 from _training.gate_forms import DELIVERED, FORMS  # noqa: E402
 from _training.methods import METHODS  # noqa: E402
+from _training.options import make_parser  # noqa: E402
 from _training.problems import PROBLEMS  # noqa: E402
 from _training.protocol import QUICK, Plan  # noqa: E402
 
@@ -31,35 +31,11 @@ OTHER_SEEDS = tuple(range(100, 115))
 
 def parse() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--problems",
-        nargs="+",
-        choices=PROBLEMS,
-        default=["digits", "quadratic"],
-    )
+    parser = make_parser(__doc__, ["digits", "quadratic"])
     parser.add_argument(
         "--confirm",
         action="store_true",
         help="run some of the forms, and peers, with other seeds",
-    )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="run nothing, report what is there",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="see that everything runs"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        required=True,
-        help="folder for JSON and report; read are those of training.py",
     )
     return parser.parse_args()
 

@@ -26,19 +26,14 @@ from _training.methods import (  # noqa: E402
     QUICK_METHODS,
     QUICK_METHODS_ELSEWHERE,
 )
+from _training.options import make_parser  # noqa: E402
 from _training.problems import PROBLEMS, QUICK_PROBLEM  # noqa: E402
 from _training.protocol import QUICK, Plan  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS)
-    )
+    parser = make_parser(__doc__, list(PROBLEMS))
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS)
     )
@@ -49,23 +44,6 @@ def parse() -> argparse.Namespace:
         "--again",
         action="store_true",
         help="run the chosen methods though their results are there",
-    )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="run nothing, report what is there",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="see that everything runs: few steps, few runs, few methods",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        required=True,
-        help="folder for JSON and figures",
     )
     return parser.parse_args()
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 
 
-def run(script, folder, *arguments):
-    """Runs a benchmark and returns what it printed and its JSON."""
+def run_script(script, folder, *arguments):
+    """Runs a benchmark and returns what it printed."""
     environment = os.environ | {
         "KERAS_BACKEND": BACKEND,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tuning")]),
@@ -30,6 +30,12 @@ def run(script, folder, *arguments):
         timeout=400,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def run(script, folder, *arguments):
+    """Runs a benchmark and returns what it printed and its JSON."""
+    printed = run_script(script, folder, *arguments)
     (file,) = folder.glob("*.json")
-    assert str(file) in done.stdout
-    return done.stdout, json.loads(file.read_text("utf-8"))
+    assert str(file) in printed
+    return printed, json.loads(file.read_text("utf-8"))

@@ -1,30 +1,13 @@
 """The gates that `benchmarks/gate_forms.py` compares are what they say."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.benchmark_runs import FOLDER, ROOT
-from tests.support import BACKEND
-
-if BACKEND != "jax":
-    pytest.skip("gate_forms.py runs on JAX", allow_module_level=True)
-pytest.importorskip("optax")
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
-from tests import test_training_benchmark as training  # noqa: E402
-
-sys.path.insert(0, str(FOLDER))
-try:
-    from _training import gate_forms, ours
-finally:
-    sys.path.remove(str(FOLDER))
+from tests import training_runs as training
+from tests.benchmark_runs import run_script
+from tests.training_runs import gate_forms, jax, jnp, ours
 
 # Of two variables, of 300 and of 100 elements.
 SIZES = (300.0, 100.0)
@@ -159,17 +142,7 @@ def test_what_is_made_smaller_is_the_clipped_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--confirm"]], ids=str)
 def test_quick(tmp_path, arguments):
-    done = subprocess.run(
-        [sys.executable, FOLDER / "gate_forms.py", "--quick", *arguments]
-        + ["--problems", "quadratic", "--output", tmp_path],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("gate_forms.py", tmp_path, "--problems", "quadratic", *arguments)
     (file,) = tmp_path.glob("gate_*_quadratic.json")
     found = json.loads(file.read_text("utf-8"))
     methods = list(found["cases"]["clean"])

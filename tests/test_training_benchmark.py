@@ -5,71 +5,28 @@ Peers are tested against loops in NumPy, written as the published code is.
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 
 import keras_adamax
-from tests.benchmark_runs import FOLDER, ROOT
-from tests.support import BACKEND
-
-if BACKEND != "jax":
-    pytest.skip("training.py runs on JAX", allow_module_level=True)
-pytest.importorskip("optax")
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
-sys.path.insert(0, str(FOLDER))
-try:
-    from _training import methods, ours, report
-    from _training.problems import PROBLEMS
-    from _training.protocol import QUICK
-    from _training.store import Store
-finally:
-    sys.path.remove(str(FOLDER))
-
-SHAPES = ((3, 4), (4,), (6,))
-LEARNING_RATE = 0.01
-
-
-def some_gradients(steps, seed=0):
-    """Gradients of which every eleventh is a thousand times as large."""
-    generator = np.random.default_rng(seed)
-    return [
-        [
-            (1000 if step % 11 == 10 else 1)
-            * generator.normal(size=shape).astype("float32")
-            for shape in SHAPES
-        ]
-        for step in range(steps)
-    ]
-
-
-def some_weights():
-    generator = np.random.default_rng(99)
-    return [generator.normal(size=s).astype("float32") for s in SHAPES]
-
-
-def run(method, gradients, learning_rate=LEARNING_RATE):
-    """The weights after all steps, and which steps were left out."""
-    step = jax.jit(method.step)
-    weights = [jnp.asarray(w) for w in some_weights()]
-    state = method.init(weights)
-    left_out = []
-    for g in gradients:
-        weights, state, is_left_out = step(g, state, weights, learning_rate)
-        left_out.append(bool(is_left_out))
-    return weights, left_out
-
-
-def assert_near(found, expected, tolerance):
-    for x, y in zip(found, expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+from tests.benchmark_runs import run_script
+from tests.training_runs import (
+    LEARNING_RATE,
+    PROBLEMS,
+    QUICK,
+    SHAPES,
+    Store,
+    assert_near,
+    jnp,
+    methods,
+    ours,
+    report,
+    run,
+    some_gradients,
+    some_weights,
+)
 
 
 class PaperBeta2(keras.optimizers.schedules.LearningRateSchedule):
@@ -422,21 +379,10 @@ def test_runs_can_go_on_with_the_same_plan(tmp_path):
 
 @pytest.mark.slow
 def test_quick_runs_everything(tmp_path):
-    def run_script():
-        done = subprocess.run(
-            [sys.executable, FOLDER / "training.py", "--quick"]
-            + ["--output", tmp_path],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=400,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+    def run_quick():
+        return run_script("training.py", tmp_path)
 
-    run_script()
+    run_quick()
     for name, make in PROBLEMS.items():
         found = json.loads((tmp_path / f"training_{name}.json").read_text())
         assert list(found["cases"]) == list(make().cases)
@@ -454,4 +400,4 @@ def test_quick_runs_everything(tmp_path):
     assert "| AdaGC |" in (tmp_path / "training.md").read_text("utf-8")
     assert (tmp_path / "training_where.png").stat().st_size > 10_000
     # What is there is not run again.
-    assert "quadratic, clean" not in run_script()
+    assert "quadratic, clean" not in run_quick()

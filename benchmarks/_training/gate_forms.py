@@ -187,7 +187,7 @@ def adamax_clipped(
             state["gate"],
             jnp.stack(
                 [
-                    jnp.mean(jnp.abs(g) > bound)
+                    jnp.mean(update_rule.is_clipped(g, bound))
                     for g, bound in zip(gs, bounds, strict=True)
                 ]
             ),

@@ -1,5 +1,6 @@
 """Tables of the gate's forms: made of the JSON files alone."""
 
+import math
 import statistics
 from pathlib import Path
 
@@ -42,12 +43,21 @@ def _summary(
     problems: list[ProblemResults], others: list[ProblemResults]
 ) -> str:
     """A row for each method: its ratios, and what it leaves out."""
-    smallest = {}
-    for problem in (*problems, *others):
+    found = {
+        find: {
+            (p.name, case): find(p, case) for p in problems for case in p.cases
+        }
+        for find in (report.best, report.at_clean_rate)
+    }
+    smallest = {
+        key: min(x.test for x in methods.values())
+        for key, methods in found[report.best].items()
+    }
+    for problem in others:
         for case in problem.cases:
             losses = [x.test for x in report.best(problem, case).values()]
             key = problem.name, case
-            smallest[key] = min([*losses, smallest.get(key, float("inf"))])
+            smallest[key] = min([*losses, smallest.get(key, math.inf)])
     columns = [
         "method",
         "median ratio",
@@ -61,17 +71,15 @@ def _summary(
     rows = []
     for method in methods:
         row = [method]
-        for find in (report.best, report.at_clean_rate):
-            found = {
-                (p.name, case): find(p, case)[method].test
-                / smallest[p.name, case]
-                for p in problems
-                for case, runs in p.cases.items()
+        for cases in found.values():
+            to_best = {
+                key: runs[method].test / smallest[key]
+                for key, runs in cases.items()
                 if method in runs
             }
             row += [
-                f"{statistics.median(found.values()):.2f}",
-                report.worst(found),
+                f"{statistics.median(to_best.values()):.2f}",
+                report.worst(to_best),
             ]
         rows.append([*row, *_left_out(problems, method)])
     return report.table(columns, rows)
