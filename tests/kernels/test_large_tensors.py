@@ -260,7 +260,7 @@ class TestTensorFlow:
 
         monkeypatch.setenv("KERAS_ADAMAX_KERNEL", kernel)
         optimizer = AdamaxClipped(skip_nonfinite=True)
-        optimizer.build([keras.Variable(np.zeros(3))])
+        optimizer.build([keras.Variable(np.zeros(3, "float32"))])
 
         def uninitialized(dtype):
             return resource_variable_ops.UninitializedVariable(

@@ -122,7 +122,8 @@ def train(trainer, given):
 
 
 def forms_of(trainer):
-    updates = trainer.optimizer._kept_by_kernel.get("functions", {})
+    kept = getattr(trainer.optimizer, "_kept_by_kernel", {})
+    updates = kept.get("functions", {})
     return {form for form, *_ in updates}
 
 
