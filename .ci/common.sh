@@ -65,5 +65,35 @@ use_test_environment() {
     python -c 'import importlib.metadata as m; print("torch", m.version("torch"))'
 }
 
+# Prints the path of the newest interpreter above Python 3.11 that there is.
+newer_python() {
+    local candidate
+    for candidate in python3.14 python3.13 python3.12 \
+        "$HOME"/.pyenv/versions/3.1[2-9].*/bin/python; do
+        "$candidate" -c \
+            'import sys; print(sys.version_info[1], sys.executable)' \
+            2>/dev/null || true
+    done | sort -n | tail -1 | cut -d" " -f2
+}
+
+# The requirement of pyproject.toml on $1 with its lower bound: `keras==3.15`.
+lower_bound() {
+    python3 - "$1" <<'PYTHON'
+import re
+import sys
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    dependencies = tomllib.load(file)["project"]["dependencies"]
+for dependency in dependencies:
+    bound = re.match(rf"{sys.argv[1]}>=([\d.]+)", dependency)
+    if bound:
+        print(f"{sys.argv[1]}=={bound[1]}")
+        break
+else:
+    sys.exit(f"pyproject.toml has no lower bound for {sys.argv[1]}.")
+PYTHON
+}
+
 quickstart=$(readme_command quickstart-command)
 test_suite=$(readme_command test-command)

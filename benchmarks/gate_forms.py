@@ -16,13 +16,13 @@ import os
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-from _machine import describe_machine  # noqa: E402
-from _training import gate_report, runs  # noqa: E402
-from _training.gate_forms import DELIVERED, FORMS  # noqa: E402
-from _training.methods import METHODS  # noqa: E402
-from _training.options import make_parser  # noqa: E402
-from _training.problems import PROBLEMS  # noqa: E402
-from _training.protocol import QUICK, Plan  # noqa: E402
+from _harness.machine import describe_machine
+from _training import gate_report, runs
+from _training.gate_forms import DELIVERED, FORMS
+from _training.methods import METHODS
+from _training.options import make_parser
+from _training.problems import PROBLEMS
+from _training.protocol import QUICK, Plan
 
 CONFIRMED = (DELIVERED, "threshold 0.3", "beta_2 0.99", "paper's beta_2")
 PEERS = ("ZClip", "AutoClip", "AdaGC", "Adam, global_clipnorm 1")

@@ -17,11 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _machine import describe_machine
-from _report import make_parser, write_json
+from _harness import bars, options, results, timing
 
-LIMIT = 0.05
-ROUNDS = 21
 ROOT = Path(__file__).parent.parent
 ARMS = {"keras": "pass", "ours": "import keras_adamax"}
 SCRIPT = """
@@ -85,25 +82,20 @@ def milliseconds_of_modules(backend: str) -> dict[str, float]:
 
 def summary(taken: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of seconds, as milliseconds."""
-    low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
+    spread = timing.spread(taken)
     return {
-        "median_ms": 1000 * median,
-        "lower_quartile_ms": 1000 * low,
-        "upper_quartile_ms": 1000 * high,
+        f"{name}_ms": 1000 * spread[name]
+        for name in ("median", "lower_quartile", "upper_quartile")
     }
 
 
 def measure(backend: str, rounds: int) -> dict[str, Any]:
-    """Pairs of processes, each of which is first as often."""
-    for arm in ARMS:  # writes bytecode, and warms the file cache
-        seconds(arm, backend)
-    times = []
-    for number in range(rounds):
-        arms = list(ARMS) if number % 2 else list(reversed(ARMS))
-        taken = {arm: seconds(arm, backend) for arm in arms}
-        times.append(taken)
+    """Pairs of processes, each of which is first equally often."""
+    samplers = {arm: lambda arm=arm: seconds(arm, backend) for arm in ARMS}
+    for sample in samplers.values():  # writes bytecode, warms the file cache
+        sample()
+    times = timing.interleave(samplers, rounds)
     return {
-        "backend": backend,
         "rounds": rounds,
         "keras_cpu_seconds": statistics.median(
             t["keras"]["cpu"][0] for t in times
@@ -123,41 +115,42 @@ def measure(backend: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measures and prints, and fails if the bar is missed."""
-    arguments = make_parser(__doc__, ROUNDS).parse_args()
-    print(describe_machine())
-    results = measure(
-        arguments.backend,
-        arguments.rounds or (2 if arguments.quick else ROUNDS),
-    )
+def print_times(backend: str, measured: dict[str, Any]) -> None:
+    """Prints both clocks, the bar and the slowest modules."""
     print(
-        f"{arguments.backend}: `import keras` takes "
-        f"{results['keras_cpu_seconds']:.2f} s of a processor"
+        f"{backend}: `import keras` takes "
+        f"{measured['keras_cpu_seconds']:.2f} s of a processor"
     )
     for kind, words in (
         ("added", "`import keras_adamax` takes"),
         ("difference", "processes with it take longer by"),
     ):
-        for clock, found in results[kind].items():
+        for clock, found in measured[kind].items():
             print(
                 f"{words} {found['median_ms']:.1f} ms of {clock} time "
                 f"(quartiles {found['lower_quartile_ms']:.1f} to "
                 f"{found['upper_quartile_ms']:.1f})"
             )
-    print(f"bar: {1000 * LIMIT:.0f} ms of cpu time")
-    for name, taken in list(results["modules_ms"].items())[:8]:
+    print(f"bar: {1000 * bars.IMPORT:.0f} ms of cpu time")
+    for name, taken in list(measured["modules_ms"].items())[:8]:
         print(f"  {taken:5.1f} ms  {name} (traced)")
-    if arguments.output is not None:
-        results = {"machine": describe_machine(), "limit_s": LIMIT, **results}
-        write_json(
-            results,
-            arguments.output / f"import_time_{arguments.backend}.json",
-        )
-    # Other load on the machine makes a process wait: it has no say.
-    missed = results["added"]["cpu"]["median_ms"] > 1000 * LIMIT
-    if missed and arguments.check and not arguments.quick:
-        sys.exit("The bar is missed.")
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = options.make_parser(__doc__, rounds=21)
+    arguments = options.parse(parser, rounds=2)
+    found = results.begin("import_time", arguments, limit_s=bars.IMPORT)
+    measured = measure(arguments.backend, arguments.rounds)
+    print_times(arguments.backend, measured)
+    # Other load on the machine makes a process wait: elapsed time has no say.
+    judged = bars.judge_one(
+        measured["added"]["cpu"]["median_ms"] / 1000,
+        bars.IMPORT,
+        quick=arguments.quick,
+    )
+    name = f"import_time_{arguments.backend}"
+    results.end(found | measured, arguments, name, [judged])
 
 
 if __name__ == "__main__":

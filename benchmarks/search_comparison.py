@@ -12,39 +12,25 @@ Rerun with
     python benchmarks/search_comparison.py --backend jax
 """
 
-import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from _report import add_options, write_json
+from _harness import options, results
 
-PARSER = argparse.ArgumentParser(description=__doc__)
-PARSER.add_argument(
-    "--backend", choices=("tensorflow", "jax", "torch"), default="jax"
-)
+PARSER = options.make_parser(__doc__, backend="jax")
 PARSER.add_argument("--trials", type=int, default=40)
 PARSER.add_argument("--epochs", type=int, default=3)
 PARSER.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-add_options(PARSER)
-ARGUMENTS = PARSER.parse_args()
-if ARGUMENTS.quick:
-    ARGUMENTS.trials, ARGUMENTS.epochs, ARGUMENTS.seeds = 2, 1, [0]
+ARGUMENTS = options.parse(PARSER, trials=2, epochs=1, seeds=[0])
 
-# The quickstart reads its own arguments when it is imported.
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-sys.argv[1:] = ["--backend", ARGUMENTS.backend]
+import keras
+import keras_tuner
+from _models import quickstart
+from sklearn.model_selection import train_test_split
 
-import keras  # noqa: E402
-import keras_tuner  # noqa: E402
-import quickstart  # noqa: E402
-from _machine import describe_machine  # noqa: E402
-from sklearn.model_selection import train_test_split  # noqa: E402
-
-from keras_adamax_tuning import (  # noqa: E402
+from keras_adamax_tuning import (
     AdamaxClippedHyperModel,
     AdamaxClippedSpace,
     OptunaOracle,
@@ -142,21 +128,6 @@ def search(hypermodel: Any, seed: int, data: tuple) -> dict[str, Any]:
     }
 
 
-def write(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes what has been found by now."""
-    found = {
-        "benchmark": "search_comparison",
-        "backend": ARGUMENTS.backend,
-        "machine": describe_machine(),
-        "quick": ARGUMENTS.quick,
-        "epochs": ARGUMENTS.epochs,
-        "seeds": ARGUMENTS.seeds,
-        "searches": results,
-    }
-    name = f"search_comparison_{ARGUMENTS.backend}.json"
-    write_json(found, ARGUMENTS.output / name)
-
-
 def spread(values: list[float]) -> str:
     """Mean, least and largest."""
     return (
@@ -165,33 +136,14 @@ def spread(values: list[float]) -> str:
     )
 
 
-def main() -> None:
-    """Searches, prints the table and writes it."""
-    print(describe_machine())
-    print(
-        f"quickstart model, {ARGUMENTS.backend}: {ARGUMENTS.trials} trials of "
-        f"{ARGUMENTS.epochs} epochs, seeds {ARGUMENTS.seeds}; mean over seeds "
-        "(least to largest)"
-    )
-    images, test_x, labels, test_y = quickstart.load_data()
-    train_x, valid_x, train_y, valid_y = train_test_split(
-        images, labels, test_size=0.2, random_state=0, stratify=labels
-    )
-    data = (train_x, valid_x, test_x, train_y, valid_y, test_y)
-    results: dict[str, list[dict[str, Any]]] = {}
-    for seed in ARGUMENTS.seeds:
-        for name, hypermodel in ARMS.items():
-            result = search(hypermodel, seed, data)
-            results.setdefault(name, []).append(result)
-            keras.utils.clear_session()
-            if ARGUMENTS.output:
-                write(results)
+def print_table(searches: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints a row for each optimizer."""
     print(
         "| search over | best validation accuracy | its test accuracy | "
         "median trial | trials above 0.9 | failed |"
     )
     print("|---|---|---|---|---|---|")
-    for name, runs in results.items():
+    for name, runs in searches.items():
         good = [sum(s > 0.9 for s in run["scores"]) for run in runs]
         columns = [
             name,
@@ -202,6 +154,36 @@ def main() -> None:
             str(sum(run["failed"] for run in runs)),
         ]
         print("| " + " | ".join(columns) + " |")
+
+
+def main() -> None:
+    """Searches, writes what has been found by then, and prints the table."""
+    searches: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+    found = results.begin(
+        "search_comparison",
+        ARGUMENTS,
+        epochs=ARGUMENTS.epochs,
+        seeds=ARGUMENTS.seeds,
+        searches=searches,
+    )
+    print(
+        f"quickstart model, {ARGUMENTS.backend}: {ARGUMENTS.trials} trials of "
+        f"{ARGUMENTS.epochs} epochs, seeds {ARGUMENTS.seeds}; mean over seeds "
+        "(least to largest)"
+    )
+    images, test_x, labels, test_y = quickstart.load_data()
+    train_x, valid_x, train_y, valid_y = train_test_split(
+        images, labels, test_size=0.2, random_state=0, stratify=labels
+    )
+    data = (train_x, valid_x, test_x, train_y, valid_y, test_y)
+    for seed in ARGUMENTS.seeds:
+        for name, hypermodel in ARMS.items():
+            searches[name].append(search(hypermodel, seed, data))
+            keras.utils.clear_session()
+            results.end(
+                found, ARGUMENTS, f"search_comparison_{ARGUMENTS.backend}"
+            )
+    print_table(searches)
 
 
 if __name__ == "__main__":

@@ -12,29 +12,28 @@ of the time a trial, from interleaved rounds of one run. Rerun with
     python benchmarks/search_overhead.py
 """
 
-import argparse
 import contextlib
-import os
-import statistics
-import sys
+import itertools
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from _harness import bars, options, results, timing
+
+PARSER = options.make_parser(__doc__, backend="jax", rounds=5)
+PARSER.add_argument("--trials", type=int, default=40)
+ARGUMENTS = options.parse(PARSER, trials=2, rounds=1)
 
 import keras
 import keras_tuner
 import numpy as np
 import optuna
-from _machine import describe_machine
-from _report import add_options, write_json
 
-from keras_adamax_tuning import OptunaOracle, OptunaTuner, _execution
+from keras_adamax_tuning import OptunaOracle, OptunaTuner
+from keras_adamax_tuning.training import executions
 
-LIMIT = 1.5
 EPOCHS = 10
 NAMES = [f"hyperparameter_{i}" for i in range(12)]
 
@@ -97,8 +96,8 @@ def seconds_of_ours(folder: Path, trials: int, seed: int) -> float:
     with contextlib.ExitStack() as stack:
         for owner, name in (
             (OptunaTuner, "_try_build"),
-            (_execution, "save_weights"),
-            (_execution, "save_build_config"),
+            (executions, "save_weights"),
+            (executions, "save_build_config"),
         ):
             timed = left_out(getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, timed))
@@ -136,56 +135,53 @@ def seconds_of_optuna(folder: Path, trials: int, seed: int) -> float:
     return (time.perf_counter() - start) / trials
 
 
+def make_sampler(
+    arm: Callable[[Path, int, int], float],
+) -> Callable[[], float]:
+    """A function that measures one search, each time with the next seed."""
+    seeds = itertools.count()
+
+    def sample() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return arm(Path(folder), ARGUMENTS.trials, next(seeds))
+
+    return sample
+
+
 def main() -> None:
-    """Measures, prints, and fails if the limit is exceeded."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
-    add_options(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.trials, arguments.rounds = 2, 1
+    """Measures, prints and writes."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    print(describe_machine())
+    found = results.begin("search_overhead", ARGUMENTS, trials=ARGUMENTS.trials)
     print(
-        f"{arguments.trials} trials of {len(NAMES)} hyperparameters and "
+        f"{ARGUMENTS.trials} trials of {len(NAMES)} hyperparameters and "
         f"{EPOCHS} epochs, TPE, SQLite"
     )
     arms = {"ours": seconds_of_ours, "Optuna": seconds_of_optuna}
-    times: dict[str, list[float]] = {name: [] for name in arms}
     for arm in arms.values():  # what is imported at the first use
         with tempfile.TemporaryDirectory() as folder:
             arm(Path(folder), 2, 0)
-    for number in range(arguments.rounds):
-        order = list(arms) if number % 2 else list(reversed(arms))
-        for name in order:
-            with tempfile.TemporaryDirectory() as folder:
-                times[name].append(
-                    arms[name](Path(folder), arguments.trials, number)
-                )
-    ratios = [
-        a / b for a, b in zip(times["ours"], times["Optuna"], strict=True)
-    ]
-    ratio = statistics.median(ratios)
-    print(
-        f"a trial: {ratio:.2f} times bare Optuna's (rounds {min(ratios):.2f} "
-        f"to {max(ratios):.2f}; limit {LIMIT})"
+    rounds = timing.interleave(
+        {name: make_sampler(arm) for name, arm in arms.items()},
+        ARGUMENTS.rounds,
     )
-    print(f"(bare Optuna: {statistics.median(times['Optuna']) * 1e3:.0f} ms)")
-    if arguments.output:
-        results = {
-            "benchmark": "search_overhead",
-            "backend": keras.backend.backend(),
-            "machine": describe_machine(),
-            "quick": arguments.quick,
-            "trials": arguments.trials,
-            "seconds_a_trial": times,
-            "ratios": ratios,
-            "limit": LIMIT,
-        }
-        write_json(results, arguments.output / "search_overhead.json")
-    if arguments.check and not arguments.quick and ratio > LIMIT:
-        sys.exit("Above the limit.")
+    compared = timing.compare(rounds, "Optuna")
+    ours = compared["ours"]
+    print(
+        f"a trial: {ours['ratio']['median']:.2f} times bare Optuna's "
+        f"({timing.range_of_rounds(ours)}; limit {bars.SEARCH_OVERHEAD})"
+    )
+    print(f"(bare Optuna: {compared['Optuna']['median_seconds'] * 1e3:.0f} ms)")
+    judged = bars.judge_one(
+        ours["ratio"]["median"], bars.SEARCH_OVERHEAD, quick=ARGUMENTS.quick
+    )
+    found |= {
+        "seconds_a_trial": {
+            name: result["seconds"] for name, result in compared.items()
+        },
+        "ratios": ours["ratios"],
+        "limit": bars.SEARCH_OVERHEAD,
+    }
+    results.end(found, ARGUMENTS, "search_overhead", [judged])
 
 
 if __name__ == "__main__":

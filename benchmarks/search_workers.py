@@ -14,23 +14,22 @@ them. Rerun with
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Searches import this module, too, where they find model and data.
+from _harness import bars, options, results, timing
 
-LIMIT = 1.6
 # Of each arm: its workers, and what its environment says of threads.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+TWO_WORKERS = "two workers"
 ARMS = {
     "one worker, all cores": (1, {}),
     "one worker, one thread": (1, dict.fromkeys(THREAD_SETTINGS, "1")),
-    "two workers": (2, {}),
+    TWO_WORKERS: (2, {}),
 }
 
 
@@ -59,108 +58,105 @@ def build_model(hp):
     return model
 
 
-def run(workers, threads, output, arguments):
-    """Runs one search in processes of its own; returns its two times."""
+def seconds_of_trials(database: Path, count: int) -> float:
+    """From the start of the first trial to the end of the last."""
+    import optuna
+
+    storage = f"sqlite:///{database}"
+    (study,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=study, storage=storage).trials
+    assert len(trials) == count, "a trial was lost or repeated"
+    first = min(trial.datetime_start for trial in trials)
+    last = max(trial.datetime_complete for trial in trials)
+    return (last - first).total_seconds()
+
+
+def run_search(arm: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Runs one search in processes of its own; prints and returns its times."""
+    workers, threads = ARMS[arm]
     environment = dict(os.environ)
     for name in THREAD_SETTINGS:
         environment.pop(name, None)
-    environment |= threads
-    begin = time.perf_counter()
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "keras_adamax_tuning.cli",
-            "search_workers:build_model",
-            "--data=search_workers:load_data",
-            f"--output={output}",
-            f"--workers={workers}",
-            f"--max-trials={arguments.trials}",
-            f"--epochs={arguments.epochs}",
-            "--batch-size=16",
-            "--sampler=random",
-            "--seed=0",
-        ],
-        cwd=Path(__file__).parent,
-        env=environment,
-        check=True,
-        stdout=subprocess.DEVNULL,
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "keras_adamax_tuning.cli",
+                "search_workers:build_model",
+                "--data=search_workers:load_data",
+                f"--output={folder}",
+                f"--workers={workers}",
+                f"--max-trials={arguments.trials}",
+                f"--epochs={arguments.epochs}",
+                "--batch-size=16",
+                "--sampler=random",
+                "--seed=0",
+            ],
+            cwd=Path(__file__).parent,
+            env=environment | threads,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        whole = time.perf_counter() - begin
+        trials = seconds_of_trials(Path(folder) / "study.db", arguments.trials)
+    print(
+        f"{arm}: {trials:.1f} s for the trials, "
+        f"{whole - trials:.1f} s for start-up and results"
     )
-    whole = time.perf_counter() - begin
-    import optuna
-
-    (study,) = optuna.get_all_study_names(f"sqlite:///{output / 'study.db'}")
-    trials = optuna.load_study(
-        study_name=study, storage=f"sqlite:///{output / 'study.db'}"
-    ).trials
-    assert len(trials) == arguments.trials, "a trial was lost or repeated"
-    first = min(trial.datetime_start for trial in trials)
-    last = max(trial.datetime_complete for trial in trials)
-    return (last - first).total_seconds(), whole
+    return {"trials": trials, "rest": whole - trials}
 
 
-def main():
-    """Measures, prints, and fails if the limit is not reached."""
-    import _report
-    from _machine import describe_machine
-
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = options.make_parser(__doc__, backend="jax", rounds=3)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    _report.add_options(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.trials, arguments.epochs, arguments.rounds = 2, 1, 1
-    backend = os.environ["KERAS_BACKEND"]
-    print(describe_machine())
-    print(f"{arguments.trials} trials of {arguments.epochs} epochs, {backend}")
-    rounds = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(arguments.rounds):
-            order = list(ARMS) if number % 2 else list(reversed(ARMS))
-            times = {}
-            for arm in order:
-                output = Path(folder) / f"{number}-{arm.replace(' ', '_')}"
-                trials, whole = run(*ARMS[arm], output, arguments)
-                times[arm] = {"trials": trials, "rest": whole - trials}
-                print(
-                    f"{arm}: {trials:.1f} s for the trials, "
-                    f"{whole - trials:.1f} s for start-up and results"
-                )
-            rounds.append(times)
-    seconds = {
-        arm: statistics.median(times[arm]["trials"] for times in rounds)
-        for arm in ARMS
-    }
-    best = min((a for a in ARMS if ARMS[a][0] == 1), key=seconds.__getitem__)
-    ratios = [
-        times[best]["trials"] / times["two workers"]["trials"]
-        for times in rounds
-    ]
-    median = statistics.median(ratios)
-    print(
-        f"two workers: {median:.2f} times the throughput of {best} "
-        f"(rounds {min(ratios):.2f} to {max(ratios):.2f}; bar {LIMIT})"
+    arguments = options.parse(parser, trials=2, epochs=1, rounds=1)
+    found = results.begin(
+        "search_workers",
+        arguments,
+        trials=arguments.trials,
+        epochs=arguments.epochs,
     )
-    if arguments.output:
-        results = {
-            "benchmark": "search_workers",
-            "backend": backend,
-            "machine": describe_machine(),
-            "quick": arguments.quick,
-            "trials": arguments.trials,
-            "epochs": arguments.epochs,
-            "seconds": rounds,
-            "compared": best,
-            "ratios": ratios,
-            "bar": LIMIT,
-        }
-        _report.write_json(
-            results, arguments.output / f"search_workers_{backend}.json"
-        )
-    if arguments.check and not arguments.quick and median < LIMIT:
-        sys.exit(f"The ratio is below {LIMIT}.")
+    print(
+        f"{arguments.trials} trials of {arguments.epochs} epochs, "
+        f"{arguments.backend}"
+    )
+    rounds = timing.interleave(
+        {arm: lambda arm=arm: run_search(arm, arguments) for arm in ARMS},
+        arguments.rounds,
+    )
+    compared = timing.compare(
+        [
+            {arm: taken["trials"] for arm, taken in times.items()}
+            for times in rounds
+        ],
+        TWO_WORKERS,
+    )
+    best = min(
+        (arm for arm in ARMS if arm != TWO_WORKERS),
+        key=lambda arm: compared[arm]["median_seconds"],
+    )
+    # How much longer one worker takes is how much more two can do.
+    throughput = compared[best]["ratio"]["median"]
+    print(
+        f"two workers: {throughput:.2f} times the throughput of {best} "
+        f"({timing.range_of_rounds(compared[best])}; bar {bars.TWO_WORKERS})"
+    )
+    judged = bars.judge_one(
+        throughput, bars.TWO_WORKERS, at_least=True, quick=arguments.quick
+    )
+    found |= {
+        "seconds": rounds,
+        "compared": best,
+        "ratios": compared[best]["ratios"],
+        "bar": bars.TWO_WORKERS,
+    }
+    results.end(
+        found, arguments, f"search_workers_{arguments.backend}", [judged]
+    )
 
 
 if __name__ == "__main__":

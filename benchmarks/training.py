@@ -17,18 +17,18 @@ from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-from _machine import describe_machine  # noqa: E402
-from _report import write_json  # noqa: E402
-from _training import cost, figures, report, runs  # noqa: E402
-from _training.methods import (  # noqa: E402
+from _harness.machine import describe_machine
+from _harness.results import write_json
+from _training import cost, figures, report, runs
+from _training.methods import (
     GATE,
     METHODS,
     QUICK_METHODS,
     QUICK_METHODS_ELSEWHERE,
 )
-from _training.options import make_parser  # noqa: E402
-from _training.problems import PROBLEMS, QUICK_PROBLEM  # noqa: E402
-from _training.protocol import QUICK, Plan  # noqa: E402
+from _training.options import make_parser
+from _training.problems import PROBLEMS, QUICK_PROBLEM
+from _training.protocol import QUICK, Plan
 
 
 def parse() -> argparse.Namespace:

@@ -51,11 +51,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# Keras reads its backend when it is imported, so the options come first.
-ARGUMENTS = parse_arguments()
-os.environ["KERAS_BACKEND"] = ARGUMENTS.backend
-# For images this small PyTorch's threads only wait for one another.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":
+    # Keras reads its backend when it is imported, so the options come first.
+    ARGUMENTS = parse_arguments()
+    os.environ["KERAS_BACKEND"] = ARGUMENTS.backend
+    # For images this small PyTorch's threads only wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
@@ -71,7 +72,7 @@ RECORD_EVERY = 20  # batches
 
 # TensorFlow and JAX repeat a computation on the CPU to the last bit. PyTorch
 # does not promise it: its sums may depend on the number of threads.
-TOLERANCE = 1e-5 if ARGUMENTS.backend == "torch" else 0.0
+TOLERANCE = 1e-5 if keras.backend.backend() == "torch" else 0.0
 
 
 def load_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

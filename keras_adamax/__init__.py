@@ -7,15 +7,21 @@ loading a model that was saved with it.
 
 import keras
 
+from keras_adamax import trackers
 from keras_adamax.adamax_clipped import AdamaxClipped
 from keras_adamax.callbacks import (
     AtomicBackup,
     ClipRateLogger,
+    TrainingLoop,
     WeightDeltaLogger,
 )
+from keras_adamax.clip_statistics import ClipStatistics
+from keras_adamax.gradient_statistics import (
+    GradientStatistics,
+    NonfiniteGradient,
+)
 from keras_adamax.schedules import JoinedSchedule, LinearRamp
-from keras_adamax.spikes import Spike, SpikeStatistics
-from keras_adamax.statistics import ClipStatistics
+from keras_adamax.spike_rule import Spike, SpikeStatistics
 from keras_adamax.target_clip_rate import TargetClipRate
 
 __version__ = "0.1.0"
@@ -25,12 +31,16 @@ __all__ = [
     "AtomicBackup",
     "ClipRateLogger",
     "ClipStatistics",
+    "GradientStatistics",
     "JoinedSchedule",
     "LinearRamp",
+    "NonfiniteGradient",
     "Spike",
     "SpikeStatistics",
     "TargetClipRate",
+    "TrainingLoop",
     "WeightDeltaLogger",
+    "trackers",
 ]
 
 # `register_keras_serializable` makes saving work; a plain name in `compile`

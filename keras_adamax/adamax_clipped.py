@@ -1,5 +1,6 @@
 """`AdamaxClipped`: hyperparameters, state and configuration."""
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,20 +13,37 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_adamax import (
     _validation,
+    backends,
+    exact_totals,
     exclusions,
     hyperparameters,
-    kernels,
-    saved_state,
     spike_counts,
-    spikes,
-    statistics,
+    spike_rule,
     target_clip_rate,
     update_rule,
+    updates,
+)
+from keras_adamax._keras_private import NotDecayed
+from keras_adamax.backends.step import Changes, Step, Sums
+from keras_adamax.beta_1_product import Beta1Product
+from keras_adamax.clip_statistics import (
+    ClipCounts,
+    ClipStatistics,
+    statistics_of,
+)
+from keras_adamax.exclusions import Exclusions
+from keras_adamax.gradient_statistics import (
+    GradientStatistics,
+    GradientTotals,
+    NonfiniteGradient,
 )
 from keras_adamax.hyperparameters import LiveHyperparameters, LiveNumber
-from keras_adamax.restoring import RestorableOptimizer
-from keras_adamax.spikes import Counts, Spike, SpikeStatistics
-from keras_adamax.statistics import ClipStatistics
+from keras_adamax.kernel_choice import kernel_choice
+from keras_adamax.learning_rate import LearningRate
+from keras_adamax.spike_gate import Clock, SpikeGate
+from keras_adamax.spike_rule import Spike, SpikeStatistics
+from keras_adamax.state.planning import CLIP_EXCESS, Table
+from keras_adamax.state.restoration import Parts, Restoration
 
 Tensor = Any
 
@@ -35,6 +53,7 @@ _READ_ONLY = frozenset(
         "bias_correction",
         "exclude_from_clipping",
         "track_clip_rate",
+        "track_gradient_norms",
         "skip_nonfinite",
         "has_spike_gate",
         "spike_tolerance",
@@ -51,11 +70,8 @@ _READ_ONLY = frozenset(
 )
 
 
-_MAX_SKIPPED_SPIKES = 5
-
-
 @keras.saving.register_keras_serializable("keras_adamax")
-class AdamaxClipped(RestorableOptimizer):
+class AdamaxClipped(keras.optimizers.Optimizer):
     """Adamax that clips each gradient element by its own past.
 
     Use it where gradients are spiky - recurrent networks, long sequences, tiny
@@ -113,6 +129,11 @@ class AdamaxClipped(RestorableOptimizer):
             Defaults to `None`.
         track_clip_rate: Whether clipped elements are counted, see
             `clip_rates`. Defaults to `True`.
+        track_gradient_norms: Whether the squares of gradients, updates and
+            momentums are added up, and NaNs and infinities of gradients
+            counted; see `gradient_statistics` and `nonfinite_gradients`. The
+            update does that in the same pass over memory. Defaults to
+            `False`.
         skip_nonfinite: Whether a call of `apply` in which any gradient has a
             NaN or an Inf is skipped as a whole: it adds one to
             `skipped_steps()` and changes nothing else in the optimizer or its
@@ -166,13 +187,15 @@ class AdamaxClipped(RestorableOptimizer):
     above its bound, an Inf is. With gradient accumulation the gate judges
     each micro-batch by the update that it would lead to: the gradients
     accumulated so far and its own, divided by the number of micro-batches. It
-    leaves out the micro-batch alone, and only a complete update arms it. Of a
-    variable with more than 262,143 elements it looks at a sample of at least
-    131,072, evenly spread in runs of 16; at all elements where JAX has several
-    devices or the variable is spread over some. A step that `skip_nonfinite`
-    leaves out does not reach the gate.
+    leaves out the micro-batch alone, and only a complete update arms it. Where
+    all variables together have more than 1,048,576 elements it looks at a
+    sample, evenly spread in runs of 16: at least 131,072 elements in all, and
+    at least 8,192 of each variable that has as many; at all elements where JAX
+    has several devices or the variable is spread over some. A step that
+    `skip_nonfinite` leaves out does not reach the gate.
 
-    The gate is part of the state only where there is a `spike_threshold`. A
+    The gate is part of the state only where there is a `spike_threshold`, and
+    the totals of `track_gradient_norms` only with that. A
     file that was saved without one loads into an optimizer with one, whose
     gate is then not armed and has left out nothing; the other way about, the
     gate's part is not read. `set_weights`, `set_state_tree` and TensorFlow's
@@ -226,9 +249,10 @@ class AdamaxClipped(RestorableOptimizer):
         bias_correction: bool = False,
         exclude_from_clipping: Sequence[str] | None = None,
         track_clip_rate: bool = True,
+        track_gradient_norms: bool = False,
         skip_nonfinite: bool = False,
         spike_threshold: float | None = None,
-        max_skipped_spikes: int = _MAX_SKIPPED_SPIKES,
+        max_skipped_spikes: int = 5,
         weight_decay: float | None = None,
         clipnorm: float | None = None,
         clipvalue: float | None = None,
@@ -247,49 +271,34 @@ class AdamaxClipped(RestorableOptimizer):
                 f"{', '.join(map(repr, kwargs))}. Received: {kwargs}."
             )
         learning_rate = hyperparameters.check("learning_rate", learning_rate)
-        live = LiveHyperparameters(
-            {
-                name: hyperparameters.check(name, value)
-                for name, value in {
-                    "beta_1": beta_1,
-                    "beta_2": beta_2,
-                    "epsilon": epsilon,
-                    "clip_multiplier": clip_multiplier,
-                    "clip_epsilon": clip_epsilon,
-                    "weight_decay": weight_decay,
-                    "spike_threshold": spike_threshold,
-                    "max_skipped_spikes": max_skipped_spikes,
-                }.items()
-            }
+        values = {
+            name: hyperparameters.check(name, value)
+            for name, value in {
+                "beta_1": beta_1,
+                "beta_2": beta_2,
+                "epsilon": epsilon,
+                "clip_multiplier": clip_multiplier,
+                "clip_epsilon": clip_epsilon,
+                "weight_decay": weight_decay,
+                "spike_threshold": spike_threshold,
+                "max_skipped_spikes": max_skipped_spikes,
+            }.items()
+        }
+        flags = {
+            name: _validation.check_bool(name, value)
+            for name, value in {
+                "clip_gradients": clip_gradients,
+                "bias_correction": bias_correction,
+                "track_clip_rate": track_clip_rate,
+                "track_gradient_norms": track_gradient_norms,
+                "skip_nonfinite": skip_nonfinite,
+                "use_ema": use_ema,
+            }.items()
+        }
+        hyperparameters.check_combination(
+            values, clip_gradients, track_clip_rate
         )
-        clip_gradients = _validation.check_bool(
-            "clip_gradients", clip_gradients
-        )
-        if not clip_gradients and (
-            spike_threshold is not None
-            or max_skipped_spikes != _MAX_SKIPPED_SPIKES
-        ):
-            raise ValueError(
-                "`spike_threshold` and `max_skipped_spikes` need the bounds of "
-                "the clipping. Received: "
-                f"spike_threshold={spike_threshold!r}, "
-                f"max_skipped_spikes={max_skipped_spikes!r}, "
-                "clip_gradients=False. Leave them out, or set "
-                "clip_gradients=True."
-            )
-        target = live.target_clip_rate
-        if (
-            target is not None
-            and spike_threshold is not None
-            and target.target >= spike_threshold
-        ):
-            raise ValueError(
-                "The target of a `TargetClipRate` must be below "
-                "`spike_threshold`, which would leave out ordinary steps. "
-                f"Received: clip_multiplier=TargetClipRate({target.target!r}), "
-                f"spike_threshold={spike_threshold!r}. Choose a smaller target "
-                "or a larger threshold."
-            )
+        live = LiveHyperparameters(values)
         if clip_gradients and (
             np.float32(live.written.get("clip_epsilon", 1.0)) == 0
         ):
@@ -314,7 +323,7 @@ class AdamaxClipped(RestorableOptimizer):
             clipnorm=_positive("clipnorm", clipnorm),
             clipvalue=_positive("clipvalue", clipvalue),
             global_clipnorm=_positive("global_clipnorm", global_clipnorm),
-            use_ema=_validation.check_bool("use_ema", use_ema),
+            use_ema=flags["use_ema"],
             ema_momentum=_validation.check_number(
                 "ema_momentum", ema_momentum, minimum=0, maximum=1
             ),
@@ -329,47 +338,40 @@ class AdamaxClipped(RestorableOptimizer):
             ),
             name=name,
         )
-        self._kernel = kernels.load()
-        self._kernel_choice = kernels.choice()
+        self._backend = backends.load()
+        self._updates = updates.load()
+        self._kernel_choice = kernel_choice(self._updates.CHOICES)
         self._live = live
-        self._learning_rate_variable = self._learning_rate
-        self._written_learning_rate = 0.0 if is_schedule else learning_rate
+        self._rate = LearningRate(
+            learning_rate, self._learning_rate, self._backend
+        )
         if is_schedule:
             self._learning_rate = learning_rate
-        self.clip_gradients = clip_gradients
-        self.bias_correction = _validation.check_bool(
-            "bias_correction", bias_correction
-        )
+        self.clip_gradients = flags["clip_gradients"]
+        self.bias_correction = flags["bias_correction"]
+        self.track_clip_rate = flags["track_clip_rate"]
+        self.track_gradient_norms = flags["track_gradient_norms"]
+        self.skip_nonfinite = flags["skip_nonfinite"]
         self.exclude_from_clipping = exclusions.check_patterns(
             "exclude_from_clipping", exclude_from_clipping
         )
-        self.track_clip_rate = _validation.check_bool(
-            "track_clip_rate", track_clip_rate
-        )
-        self.skip_nonfinite = _validation.check_bool(
-            "skip_nonfinite", skip_nonfinite
-        )
-        if target is not None and not (
-            self.clip_gradients and self.track_clip_rate
-        ):
-            raise ValueError(
-                "With a `TargetClipRate` as `clip_multiplier`, "
-                "`clip_gradients` and `track_clip_rate` must be True: it "
-                "follows the count of clipped elements. "
-                f"Received: clip_gradients={clip_gradients}, "
-                f"track_clip_rate={track_clip_rate}."
-            )
         self._add_scalar_variables()
         self._paths: tuple[str, ...] = ()
-        self._unmatched_patterns: tuple[str, ...] = ()
-        self._pending_state: saved_state.SavedState | None = None
-        self._before_pending: Any | None = None
-        self._origins: dict[int, ClipStatistics] = {}
-        self._waiting_origin: ClipStatistics | None = None
-        self._excluded_from_weight_decay_by_user = False
-        self._awaits_state = False
-        self._learning_rate_is_set = False
-        self._lacks_state = False
+        self._clip_counts: ClipCounts | None = None
+        self._gradient_totals: GradientTotals | None = None
+        self._exclusions = Exclusions(self.exclude_from_clipping)
+        self._not_decayed = NotDecayed(self)
+        self._restoration = Restoration(
+            self._table,
+            Parts(
+                live=live,
+                learning_rate=self._rate,
+                beta_1_product=self._beta_1_product,
+                exclusions=self._exclusions,
+                not_decayed=self._not_decayed,
+                backend=self._backend,
+            ),
+        )
         self._weight_decay_readers = 0
         self._is_constructed = True
 
@@ -385,11 +387,14 @@ class AdamaxClipped(RestorableOptimizer):
             name="hyperparameters",
         )
         self._hyperparameters = packed
-        self._log_beta_1_product = self.add_variable(
+        product = self.add_variable(
             shape=(),
             dtype=dtype,
             aggregation="only_first_replica",
             name="log_beta_1_product",
+        )
+        self._beta_1_product = Beta1Product(
+            product, self._live, self.gradient_accumulation_steps or 1
         )
         self._skipped_steps = self.add_variable(
             shape=(),
@@ -399,19 +404,10 @@ class AdamaxClipped(RestorableOptimizer):
         )
         # Without a gate the state is the one of before there were gates:
         # Keras's wrappers drop a state that has another number of variables.
-        self._spike_gate = self._last_spikes = None
+        self._spike_gate = None
         if "spike_threshold" in self._live.written:
-            self._spike_gate = self.add_variable(
-                shape=(len(spikes.STATE),),
-                dtype="int32",
-                aggregation="only_first_replica",
-                name="spike_gate",
-            )
-            self._last_spikes = self.add_variable(
-                shape=(spikes.KEPT, spikes.ROW_LENGTH),
-                dtype="float32",
-                aggregation="only_first_replica",
-                name="last_spikes",
+            self._spike_gate = SpikeGate(
+                self.add_variable, self._live, self._backend
             )
         self._clip_excess = None
         if self._live.target_clip_rate is not None:
@@ -442,29 +438,19 @@ class AdamaxClipped(RestorableOptimizer):
         if self.built:
             return
         if not variables:
-            self._lacks_state = self._pending_state is None
+            self._restoration.build_without_variables()
             return
-        if self._lacks_state:
-            self._lacks_state = False
-            warnings.warn(
-                f"The optimizer '{self.name}' starts fresh: it was built "
-                "without variables, as Keras does when it loads a whole-model "
-                "`.h5` file, and no saved state has come since (inside of a "
-                "LossScaleOptimizer, Keras drops it). Save the model as "
-                "`.keras` to keep it.",
-                stacklevel=2,
-            )
+        self._restoration.warn_if_empty(self.name)
         paths = _unique_paths(variables)
         excluded, unmatched = exclusions.resolve(
             self.exclude_from_clipping, paths
         )
-        if unmatched and not self._awaits_state and not self._pending_state:
-            raise exclusions.unmatched_error(
-                "exclude_from_clipping", unmatched, paths
-            )
+        self._exclusions.unmatched = tuple(unmatched)
+        restoration = self._restoration
+        if not (restoration.is_expected or restoration.saved):
+            self._exclusions.check(paths)
         super().build(variables)
         self._paths = paths
-        self._unmatched_patterns = tuple(unmatched)
         self._momentums = [
             self._add_state(variable, "momentum") for variable in variables
         ]
@@ -477,27 +463,32 @@ class AdamaxClipped(RestorableOptimizer):
             else keras.backend.standardize_dtype(norm.dtype)
             for norm in self._norms
         ]
-        if self.has_spike_gate:
+        if self._spike_gate is not None:
             total = sum(math.prod(v.shape) for v in variables)
-            self._strides = [
-                spikes.stride_of(v.shape, total)
-                if norm is not None and self._kernel.can_sample(norm)
+            self._spike_gate.strides = [
+                spike_rule.stride_of(v.shape, total)
+                if norm is not None and self._backend.can_sample(norm)
                 else 1
                 for v, norm in zip(variables, self._norms, strict=True)
             ]
-        self._clip_counts = self.add_variable(
-            shape=(len(variables), statistics.ROW_LENGTH),
+        counts = self.add_variable(
+            shape=(len(variables), exact_totals.ROW_LENGTH),
             dtype="float32",
             name="clip_counts",
         )
         excluded = excluded.astype("float32")
-        self._exclusions = self.add_variable(
+        flags = self.add_variable(
             shape=(len(variables),),
             initializer=keras.initializers.Constant(excluded),
             dtype="float32",
             name="clipping_exclusions",
         )
-        self._restore_pending_state(excluded)
+        if self.track_gradient_norms:
+            self._gradient_totals = GradientTotals(
+                self.add_variable, paths, self._backend
+            )
+        self._clip_counts = ClipCounts(counts, flags, paths, self._backend)
+        restoration.give_to_variables(excluded)
 
     def _add_state(self, variable: Any, name: str) -> Any:
         if self._overwrite_variable_with_gradient(variable):
@@ -521,7 +512,8 @@ class AdamaxClipped(RestorableOptimizer):
         """Updates variables with their gradients.
 
         Args:
-            grads: A gradient a variable: a tensor, sparse rows, or `None`.
+            grads: One gradient per variable: a tensor, sparse rows, or
+                `None`.
             trainable_variables: The variables; needed in the first call of an
                 optimizer that was not built.
         """
@@ -532,11 +524,8 @@ class AdamaxClipped(RestorableOptimizer):
                 with keras.name_scope(self.name, caller=self):
                     self.build(trainable_variables)
         if self.built:
-            self._restore_pending_state()
-        if self._unmatched_patterns:
-            raise exclusions.unmatched_error(
-                "exclude_from_clipping", self._unmatched_patterns, self._paths
-            )
+            self._restoration.give_to_variables()
+        self._exclusions.check(self._paths)
         targets = trainable_variables
         if targets is None:
             targets = self._trainable_variables if self.built else grads
@@ -546,19 +535,19 @@ class AdamaxClipped(RestorableOptimizer):
                 f"Received: {len(grads)} gradient(s) for {len(targets)} "
                 "variable(s)."
             )
-        with self._kernel.no_gradient():
+        with self._backend.no_gradient():
             grads = [
                 self._prepare(gradient, variable)
                 for gradient, variable in zip(grads, targets, strict=False)
             ]
-            has_gate = self.has_spike_gate and self.built
-            if not (self.skip_nonfinite or has_gate) or all(
+            gate = self._spike_gate if self.built else None
+            if not (self.skip_nonfinite or gate) or all(
                 g is None for g in grads
             ):
                 super().apply(grads, trainable_variables)
                 return
-            is_applied, decided = self._decide(grads, targets, has_gate)
-            self._kernel.apply_if(
+            is_applied, decided = self._decide(grads, targets, gate)
+            self._updates.apply_if(
                 is_applied,
                 super().apply,
                 grads,
@@ -573,7 +562,7 @@ class AdamaxClipped(RestorableOptimizer):
         grads: Sequence[Any],
         variables: Sequence[Any],
         decided: Sequence[tuple[Any, Tensor]],
-    ) -> kernels.Changes:
+    ) -> Changes:
         """What Keras's `apply` may change, but for what is decided before."""
         own = {id(variable) for variable, _ in decided}
         of_optimizer = [v for v in self.variables if id(v) not in own]
@@ -584,7 +573,7 @@ class AdamaxClipped(RestorableOptimizer):
             and "weight_decay" not in self._live.written
             and not self.use_ema
             and not self.gradient_accumulation_steps
-            and not any(map(self._kernel.is_sparse, grads))
+            and not any(map(self._backend.is_sparse, grads))
             and all(
                 v.constraint is None
                 and not self._overwrite_variable_with_gradient(v)
@@ -593,7 +582,7 @@ class AdamaxClipped(RestorableOptimizer):
         ):
             large = {id(v) for v in (*self._momentums, *self._norms)}
             small = [v for v in of_optimizer if id(v) not in large]
-        return kernels.Changes(
+        return Changes(
             kernel=self._kernel_choice,
             weights=list(variables),
             all=of_optimizer + self._trainable_variables,
@@ -601,7 +590,10 @@ class AdamaxClipped(RestorableOptimizer):
         )
 
     def _decide(
-        self, grads: Sequence[Any], variables: Sequence[Any], has_gate: bool
+        self,
+        grads: Sequence[Any],
+        variables: Sequence[Any],
+        gate: SpikeGate | None,
     ) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
         """Whether a step is applied, and what is then known of all steps.
 
@@ -611,80 +603,66 @@ class AdamaxClipped(RestorableOptimizer):
         is_applied = None
         decided: list[tuple[Any, Tensor]] = []
         if self.skip_nonfinite:
-            is_applied = self._is_finite(grads)
+            is_applied, found = self._find_nonfinite(grads, variables)
+            decided += found
             skipped = ops.convert_to_tensor(self._skipped_steps)
             is_skipped = 1 - ops.cast(is_applied, self._skipped_steps.dtype)
             decided.append((self._skipped_steps, skipped + is_skipped))
-        if has_gate:
+        if gate is not None:
             self._check_variables_are_known(variables)
-            is_applied, changed = self._pass_gate(grads, variables, is_applied)
+            counts, indices = self._count_above(grads, variables, gate)
+            is_applied, changed = gate.decide(
+                counts,
+                indices,
+                self._clock(),
+                is_applied,
+                self._hyperparameters.dtype,
+            )
             decided += changed
         return is_applied, decided
 
-    def _is_finite(self, grads: Sequence[Any]) -> Tensor:
-        scale = self.loss_scale_factor
-        present = [g for g in grads if g is not None]
-        return self._kernel.is_finite(
-            present if scale is None else [g / scale for g in present],
-            self._kernel_choice,
-        )
-
-    def _pass_gate(
-        self,
-        grads: Sequence[Any],
-        variables: Sequence[Any],
-        is_finite: Tensor | None,
+    def _find_nonfinite(
+        self, grads: Sequence[Any], variables: Sequence[Any]
     ) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
-        """Whether the step is applied, and what the gate holds after it."""
-        steps = self.gradient_accumulation_steps
-        state = ops.convert_to_tensor(self._spike_gate)
-        dtype = self._hyperparameters.dtype
-        counts, indices = self._count_above(grads, variables)
-        rate = spikes.rate_of(counts)
-        is_left_out, gate = spikes.decide(
-            state,
-            rate,
-            ops.cast(
-                self._live.tensor("spike_threshold", self.iterations, dtype),
-                "float32",
-            ),
-            self._live.tensor("max_skipped_spikes", self.iterations, dtype),
-            None if steps is None else (self._iterations + 1) % steps == 0,
+        """Whether all is finite, and what is then known of all steps."""
+        scale = self.loss_scale_factor
+        pairs = [
+            (g if scale is None else g / scale, v)
+            for g, v in zip(grads, variables, strict=True)
+            if g is not None
+        ]
+        given = [g for g, _ in pairs]
+        totals = self._gradient_totals
+        if totals is None:
+            return self._updates.is_finite(given, self._kernel_choice), []
+        self._check_variables_are_known(variables)
+        found = self._updates.count_nonfinite(given, self._kernel_choice)
+        indices = [self._get_variable_index(v) for _, v in pairs]
+        rows = self._backend.call_untraced(
+            totals.nonfinite_after, indices, found, self._number_of_call()
         )
-        is_applied = ops.logical_not(is_left_out)
-        if is_finite is not None:
-            is_applied = ops.logical_and(is_finite, is_applied)
-            is_left_out = ops.logical_and(is_finite, is_left_out)
-            gate = ops.where(is_finite, gate, state)
-        kept = ops.convert_to_tensor(self._last_spikes)
+        return ops.all(found == 0), [(totals.nonfinite, rows)]
 
-        def keep() -> Tensor:
-            total, calls, updates = self._spike_integers()
-            row = spikes.row_of(
-                (total + 1, calls + 1, updates),
-                rate,
-                spikes.rates_of(counts, self._kernel.constant),
-                indices,
-                self._kernel.constant,
-            )
-            return spikes.keep(kept, row, total + 1, self._kernel.constant)
+    def _number_of_call(self) -> Tensor:
+        """That of the present call of `apply`, from 1 on."""
+        calls = self._clock().calls + 1
+        gate = self._spike_gate
+        return calls if gate is None else calls + gate.steps_on_device()
 
-        # Without a gradient for the clipping there is no spike.
-        if counts:
-            kept = self._kernel.value_if(is_left_out, keep, kept)
-        return is_applied, [(self._spike_gate, gate), (self._last_spikes, kept)]
-
-    def _spike_integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Spikes, calls and updates before this call."""
-        gate = ops.convert_to_tensor(self._spike_gate)
-        total = gate[spikes.STATE.index("spike_steps")]
+    def _clock(self) -> Clock:
+        steps = self.gradient_accumulation_steps
         skipped = ops.convert_to_tensor(self._skipped_steps)
-        calls = ops.cast(self._iterations, "int32") + skipped + total
-        return total, calls, ops.cast(self.iterations, "int32")
+        return Clock(
+            calls=ops.cast(self._iterations, "int32") + skipped,
+            updates=ops.cast(self.iterations, "int32"),
+            is_update=(
+                None if steps is None else (self._iterations + 1) % steps == 0
+            ),
+        )
 
     def _count_above(
-        self, grads: Sequence[Any], variables: Sequence[Any]
-    ) -> tuple[list[Counts], list[int]]:
+        self, grads: Sequence[Any], variables: Sequence[Any], gate: SpikeGate
+    ) -> tuple[list[spike_rule.Counts], list[int]]:
         """Of the gradients as the clipping is going to be given them.
 
         Returns:
@@ -698,49 +676,34 @@ class AdamaxClipped(RestorableOptimizer):
             for g, v in zip(grads, variables, strict=True)
             if g is not None and not self._overwrite_variable_with_gradient(v)
         ]
-        given = [g for g, _ in pairs]
         indices = [index for _, index in pairs]
-        strides = [self._strides[i] for i in indices]
-        shapes = [self._norms[i].shape for i in indices]
-        # A norm is one of all elements.
-        needs_all = not (self.clipnorm is self.global_clipnorm is None)
-        are_samples = not needs_all and (
-            self.loss_scale_factor is not None
-            or self.gradient_accumulation_steps is not None
-            or self.clipvalue is not None
+        steps = self.gradient_accumulation_steps
+        given = spike_counts.treat(
+            [g for g, _ in pairs],
+            indices,
+            [self._norms[i].shape for i in indices],
+            [gate.strides[i] for i in indices],
+            spike_counts.Treatment(
+                loss_scale_factor=self.loss_scale_factor,
+                gradient_accumulation_steps=steps,
+                accumulated=self._accumulated_gradients if steps else (),
+                clip=self._clip_gradients,
+                is_elementwise=self.clipnorm is self.global_clipnorm is None,
+                is_needed=not (
+                    self.loss_scale_factor is steps is self.clipvalue is None
+                ),
+            ),
         )
-
-        def sample(x: Any, shape: Any, stride: int) -> Any:
-            if self._kernel.is_sparse(x):
-                return x
-            return spikes.sample_of(ops.convert_to_tensor(x), shape, stride)
-
-        if are_samples:
-            given = list(map(sample, given, shapes, strides))
-        if self.loss_scale_factor is not None:
-            given = [g / self.loss_scale_factor for g in given]
-        if self.gradient_accumulation_steps:
-            accumulated = [self._accumulated_gradients[i] for i in indices]
-            if are_samples:
-                accumulated = map(sample, accumulated, shapes, strides)
-            given = [
-                (g + a) / self.gradient_accumulation_steps
-                for g, a in zip(given, accumulated, strict=True)
-            ]
-        given = self._clip_gradients(given)
-        if self._kernel.is_replicated() and not are_samples:
-            given = list(map(sample, given, shapes, strides))
-            are_samples = True
-        given = self._kernel.sum_over_replicas(given)
+        assert self._clip_counts is not None
         excluded = None
         if self.exclude_from_clipping:
-            excluded = ops.convert_to_tensor(self._exclusions) > 0.0
+            flags = self._clip_counts.exclusions
+            excluded = ops.convert_to_tensor(flags) > 0.0
         return spike_counts.count_above(
-            spike_counts.Given(given, are_samples, indices, strides),
+            given,
             spike_counts.Bounds(
                 self._norms, self._state_dtypes, self._bound_scalars, excluded
             ),
-            self._kernel,
             self._kernel_choice,
         )
 
@@ -752,11 +715,11 @@ class AdamaxClipped(RestorableOptimizer):
 
     def _prepare(self, gradient: Any, variable: Any) -> Any:
         """Makes a sparse gradient one that Keras handles rightly."""
-        if gradient is None or not self._kernel.is_sparse(gradient):
+        if gradient is None or not self._backend.is_sparse(gradient):
             return gradient
         if self.gradient_accumulation_steps:
             # The gradient itself may not know its shape.
-            return self._kernel.to_dense(gradient, variable.shape)
+            return self._backend.to_dense(gradient, variable.shape)
         if (
             self.clipnorm is None
             and self.clipvalue is None
@@ -766,11 +729,11 @@ class AdamaxClipped(RestorableOptimizer):
         ):
             return gradient
         # A norm is one of summed rows: each sum stands at one occurrence.
-        _, values, is_first = self._kernel.summed_rows(gradient)
+        _, values, is_first = self._backend.summed_rows(gradient)
         is_first = ops.reshape(
             is_first, (-1,) + (1,) * (len(variable.shape) - 1)
         )
-        return self._kernel.with_values(
+        return self._backend.with_values(
             gradient, ops.where(is_first, values, ops.zeros_like(values))
         )
 
@@ -793,9 +756,9 @@ class AdamaxClipped(RestorableOptimizer):
         """As `apply`, on values in place of variables (JAX).
 
         Args:
-            optimizer_variables: A value for each of `self.variables`.
-            grads: A gradient a variable.
-            trainable_variables: A value for each variable.
+            optimizer_variables: One value for each of `self.variables`.
+            grads: One gradient per variable.
+            trainable_variables: One value per variable.
 
         Returns:
             The new values of the variables and of the optimizer's variables.
@@ -816,11 +779,11 @@ class AdamaxClipped(RestorableOptimizer):
         # Keras's clipping knows dense tensors only (or, of IndexedSlices, some
         # of it): it gets the values, each row of which is there once.
         values = [
-            self._kernel.rows(g)[1] if self._kernel.is_sparse(g) else g
+            self._backend.rows(g)[1] if self._backend.is_sparse(g) else g
             for g in grads
         ]
         return [
-            self._kernel.with_values(g, v) if self._kernel.is_sparse(g) else v
+            self._backend.with_values(g, v) if self._backend.is_sparse(g) else v
             for g, v in zip(grads, super()._clip_gradients(values), strict=True)
         ]
 
@@ -841,60 +804,37 @@ class AdamaxClipped(RestorableOptimizer):
         trainable_variables: Sequence[Any],
         learning_rate: Tensor,
     ) -> None:
-        counts_before = None
+        assert self._clip_counts is not None
+        rows_before = None
         if self._clip_excess is not None:
             # A copy: torch's kernels write to the memory of the variable.
-            counts_before = ops.copy(ops.convert_to_tensor(self._clip_counts))
-        if self._kernel_choice == "reference" or self._kernel.is_replicated():
+            rows_before = ops.copy(
+                ops.convert_to_tensor(self._clip_counts.rows)
+            )
+        if self._kernel_choice == "reference" or self._backend.is_replicated():
             super()._backend_update_step(
                 grads, trainable_variables, learning_rate
             )
         else:
             self._update_together(grads, trainable_variables, learning_rate)
-        if counts_before is not None:
-            self._follow_target_clip_rate(counts_before)
-        product = self._log_beta_1_product
-        if "beta_1" in self._live.schedules:
-            product.assign(self._next_log_beta_1_product(product.dtype))
-        elif self.bias_correction:
-            value = ops.convert_to_tensor(product)
-            product.assign(
-                ops.where(
-                    value == 0.0,
-                    value,
-                    self._next_log_beta_1_product(product.dtype),
-                )
-            )
+        if rows_before is not None:
+            self._follow_target_clip_rate(rows_before, self._clip_counts.rows)
+        self._beta_1_product.advance(self.iterations, self.bias_correction)
 
-    def _follow_target_clip_rate(self, counts_before: Tensor) -> None:
+    def _follow_target_clip_rate(self, before: Tensor, after: Any) -> None:
         """Sets the multiplier of the next step by what this one clipped."""
         target, excess = self._live.target_clip_rate, self._clip_excess
         assert target is not None and excess is not None
         clipped, counted = (
             ops.cast(total, excess.dtype)
-            for total in statistics.step_totals(
-                counts_before, ops.convert_to_tensor(self._clip_counts)
+            for total in exact_totals.step_totals(
+                before, ops.convert_to_tensor(after)
             )
         )
         excess.assign(
             target.next_excess(
                 ops.convert_to_tensor(excess), clipped, counted, self.iterations
             )
-        )
-
-    def _next_log_beta_1_product(self, dtype: str) -> Tensor:
-        beta_1 = self._live.tensor("beta_1", self.iterations, dtype)
-        product = ops.cast(self._log_beta_1_product, dtype)
-        if "beta_1" in self._live.schedules:
-            return product + ops.log(beta_1)
-        steps = ops.convert_to_tensor(self.iterations) + 1
-        # 0 stands for a number that was the same in all steps so far: their
-        # product is then more exact than a sum of logarithms. Operators do not
-        # copy their numbers to a GPU, as `ops.equal` does, which waits for it.
-        return ops.where(
-            product == 0.0,
-            ops.cast(steps, dtype) * ops.log(beta_1),
-            product + ops.log(beta_1),
         )
 
     def _update_together(
@@ -904,17 +844,20 @@ class AdamaxClipped(RestorableOptimizer):
         learning_rate: Tensor,
     ) -> None:
         """Hands gradients to the backend's fused updates, all at once."""
+        counts = self._clip_counts
+        assert counts is not None
         kinds: dict[tuple[bool, str], list[tuple[int, Any]]] = {}
+        sums: list[Sums] = []
         for gradient, variable in zip(gradients, variables, strict=True):
             index = self._get_variable_index(variable)
             kind = (
-                self._kernel.is_sparse(gradient),
+                self._backend.is_sparse(gradient),
                 self._state_dtypes[index],
             )
             kinds.setdefault(kind, []).append((index, gradient))
         for (is_sparse, dtype), pairs in kinds.items():
             indices = tuple(index for index, _ in pairs)
-            step = kernels.Step(
+            step = Step(
                 kernel=self._kernel_choice,
                 indices=indices,
                 gradients=[gradient for _, gradient in pairs],
@@ -927,28 +870,60 @@ class AdamaxClipped(RestorableOptimizer):
                 has_schedules=bool(self._live.schedules),
                 clip_gradients=self.clip_gradients,
                 exclusions=(
-                    self._exclusions
+                    counts.exclusions
                     if self.clip_gradients and self.exclude_from_clipping
                     else None
                 ),
                 clip_counts=(
-                    self._clip_counts
+                    counts.rows
                     if self.clip_gradients and self.track_clip_rate
                     else None
                 ),
+                measures=self._gradient_totals is not None,
                 # A dictionary, so that nobody saves with the optimizer what
                 # is in it.
                 kept=self.__dict__.setdefault("_kept_by_kernel", {}),
             )
-            update = self._kernel.update_dense
+            update = self._updates.update_dense
             if is_sparse:
-                update = self._kernel.update_rows
-            for position in update(step):
+                update = self._updates.update_rows
+            updated = update(step)
+            sums += updated.sums
+            for position in updated.left:
                 self.update_step(
                     step.gradients[position],
                     step.weights[position],
                     learning_rate,
                 )
+        if sums:
+            self._add_sums(
+                Sums(
+                    [index for its in sums for index in its.indices],
+                    ops.concatenate([its.values for its in sums]),
+                )
+            )
+
+    def _add_sums(self, sums: Sums) -> None:
+        """Adds what a step has measured to the totals."""
+        self._backend.call_untraced(self._add_to_totals, sums)
+
+    def _add_to_totals(self, sums: Sums) -> None:
+        totals = self._gradient_totals
+        assert totals is not None
+        self.assign(totals.rows, totals.rows_after(sums))
+        # With `skip_nonfinite`, what is not finite was counted before.
+        if not self.skip_nonfinite:
+            elements = sums.values[:, 4]
+            rows = self._backend.value_if(
+                ops.any(elements > 0.0),
+                lambda: totals.nonfinite_after(
+                    sums.indices,
+                    ops.cast(elements, "int32"),
+                    self._number_of_call(),
+                ),
+                ops.convert_to_tensor(totals.nonfinite),
+            )
+            self.assign(totals.nonfinite, rows)
 
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Tensor
@@ -964,19 +939,19 @@ class AdamaxClipped(RestorableOptimizer):
         """
         index = self._get_variable_index(variable)
         state = (variable, self._momentums[index], self._norms[index])
-        if not self._kernel.is_sparse(gradient):
+        if not self._backend.is_sparse(gradient):
             values = [ops.convert_to_tensor(x) for x in state]
             values = self._update(index, gradient, values, learning_rate)
             for target, value in zip(state, values, strict=True):
                 self.assign(target, value)
             return
-        indices, gradient, is_counted = self._kernel.summed_rows(gradient)
-        values = [self._kernel.take_rows(x, indices) for x in state]
+        indices, gradient, is_counted = self._backend.summed_rows(gradient)
+        values = [self._backend.take_rows(x, indices) for x in state]
         values = self._update(
             index, gradient, values, learning_rate, is_counted
         )
         for target, value in zip(state, values, strict=True):
-            self._kernel.assign_rows(target, indices, value)
+            self._backend.assign_rows(target, indices, value)
 
     def _update(
         self,
@@ -986,21 +961,36 @@ class AdamaxClipped(RestorableOptimizer):
         learning_rate: Tensor,
         is_counted: Tensor | None = None,
     ) -> Sequence[Tensor]:
-        """New weight, momentum and norm from old ones; counts the clipped."""
+        """New weight, momentum and norm from old ones; counts and measures."""
+        counts = self._clip_counts
+        assert counts is not None
         is_excluded = None
         if self.clip_gradients:
-            is_excluded = ops.convert_to_tensor(self._exclusions)[index] > 0.0
+            is_excluded = ops.convert_to_tensor(counts.exclusions)[index] > 0.0
         weight, momentum, norm = values
-        weight, momentum, norm, clipped = update_rule.update(
+        measures = None
+        if self._gradient_totals is not None:
+            measures = functools.partial(
+                update_rule.sums_of, is_counted=is_counted
+            )
+        weight, momentum, norm, clipped, sums = update_rule.update(
             gradient,
             weight,
             momentum,
             norm,
             self._hyperparameters_of_step(learning_rate, norm.dtype),
             is_excluded,
+            measures,
         )
+        if measures is not None:
+            self._add_sums(Sums([index], sums))
         if self.clip_gradients and self.track_clip_rate:
-            self._count(index, clipped, is_counted, is_excluded)
+            # The gradient itself may not know its shape.
+            shape = tuple(self._trainable_variables[index].shape)
+            rows = counts.row_after(
+                index, clipped, is_counted, is_excluded, shape
+            )
+            self.assign(counts.rows, rows)
         return weight, momentum, norm
 
     def _hyperparameters_of_step(
@@ -1021,37 +1011,12 @@ class AdamaxClipped(RestorableOptimizer):
             clip_epsilon=live("clip_epsilon"),
             bias_correction=(
                 update_rule.bias_correction_factor(
-                    self._next_log_beta_1_product(dtype)
+                    self._beta_1_product.next(self.iterations, dtype)
                 )
                 if self.bias_correction
                 else None
             ),
         )
-
-    def _count(
-        self,
-        index: int,
-        clipped: Tensor,
-        is_counted: Tensor | None,
-        is_excluded: Tensor,
-    ) -> None:
-        # The gradient itself may not know its shape.
-        shape = tuple(self._trainable_variables[index].shape)
-        if is_counted is None:
-            counted = statistics.digits([math.prod(shape)])
-        else:
-            # A row of the gradient stands for all that had its index.
-            clipped = ops.logical_and(
-                clipped,
-                ops.reshape(is_counted, (-1,) + (1,) * (len(shape) - 1)),
-            )
-            counted = statistics.count(is_counted, times=math.prod(shape[1:]))
-        counted = ops.where(is_excluded, ops.zeros_like(counted), counted)
-        rows = ops.convert_to_tensor(self._clip_counts)
-        row = statistics.add_to_rows(
-            rows[index : index + 1], statistics.count(clipped), counted
-        )
-        self.assign(self._clip_counts, ops.slice_update(rows, (index, 0), row))
 
     # Statistics
 
@@ -1063,7 +1028,18 @@ class AdamaxClipped(RestorableOptimizer):
             Variable of shape `(n, 6)`, float32, a row for each of the `n`
             variables; `None` before the optimizer is built.
         """
-        return self._clip_counts if self.built else None
+        return None if self._clip_counts is None else self._clip_counts.rows
+
+    @property
+    def infinity_norms(self) -> list[Any | None]:
+        """The infinity norm `u` of each variable, as it is on the device.
+
+        Returns:
+            One variable, of the weight's shape, for each variable that the
+            optimizer was built with; `None` for one that Keras overwrites with
+            its gradient. Empty before the optimizer is built.
+        """
+        return list(self._norms) if self._clip_counts is not None else []
 
     def clip_statistics(self, rows: Any | None = None) -> ClipStatistics:
         """A snapshot of the totals, to measure from with `since`.
@@ -1076,20 +1052,12 @@ class AdamaxClipped(RestorableOptimizer):
             The number of gradient elements clipped and counted since the
             optimizer was built, for each variable.
         """
-        paths, present = self._paths, rows
-        if present is None:
-            pending = self._pending_state
-            present = np.zeros((0, statistics.ROW_LENGTH))
-            if self.built:
-                present = np.asarray(self._kernel.to_numpy(self._clip_counts))
-            elif pending is not None and pending.paths:
-                paths = tuple(pending.paths)
-                present = np.stack(pending.per_variable("clip_counts"))
-        totals = statistics.totals_from_rows(present)
-        return ClipStatistics(
-            clipped={p: t[0] for p, t in zip(paths, totals, strict=True)},
-            counted={p: t[1] for p, t in zip(paths, totals, strict=True)},
-        )
+        if self._clip_counts is not None:
+            return self._clip_counts.statistics(rows)
+        saved = self._restoration.saved
+        if saved is None or not saved.paths:
+            return ClipStatistics({}, {})
+        return statistics_of(saved.per_variable("clip_counts"), saved.paths)
 
     def clip_rates(
         self, since: ClipStatistics | None = None
@@ -1129,7 +1097,7 @@ class AdamaxClipped(RestorableOptimizer):
         now = self.clip_statistics()
         if since is not None:
             return now.since(since)
-        origin = self._clip_rate_origin()
+        origin = self._restoration.present_origin(self._clip_counts)
         # A later one is of another state: the totals alone were set.
         if origin is None or not now.is_after(origin):
             return now
@@ -1142,11 +1110,65 @@ class AdamaxClipped(RestorableOptimizer):
         own is disturbed.
         """
         now = self.clip_statistics()
-        self._set_clip_rate_origin(now if now.counted else None)
+        origin = now if now.counted else None
+        if self._clip_counts is None:
+            self._restoration.origin = origin
+        else:
+            self._clip_counts.origin = origin
+
+    @property
+    def gradient_totals(self) -> tuple[Any, Any] | None:
+        """What `gradient_statistics` and `nonfinite_gradients` read.
+
+        Returns:
+            Two variables, float32, of shapes `(n, 5, 12)` and `(n, 8)`, as they
+            are on the device; `None` before the optimizer is built, and
+            without `track_gradient_norms`.
+        """
+        totals = self._gradient_totals
+        return None if totals is None else (totals.rows, totals.nonfinite)
+
+    def gradient_statistics(
+        self, rows: Any | None = None
+    ) -> GradientStatistics:
+        """A snapshot of how large gradients, updates and momentums were.
+
+        Args:
+            rows: NumPy array, a value of the first of `gradient_totals` that
+                was brought to the host together with others. Defaults to the
+                present value.
+
+        Returns:
+            The totals since the optimizer was built, for each variable;
+            nothing without `track_gradient_norms`, and before the optimizer is
+            built.
+        """
+        if self._gradient_totals is None:
+            return GradientStatistics({}, {}, {}, {}, {})
+        return self._gradient_totals.statistics(rows)
+
+    def nonfinite_gradients(
+        self, rows: Any | None = None
+    ) -> dict[str, NonfiniteGradient]:
+        """The variables whose gradients had a NaN or an infinity.
+
+        Args:
+            rows: NumPy array, a value of the second of `gradient_totals`.
+                Defaults to the present value.
+
+        Returns:
+            Variable path to how many `steps` had one, how many `elements` they
+            were, and the number of the `first_call` of `apply`, since the
+            optimizer was built. A step that the spike gate left out is not
+            counted. Nothing without `track_gradient_norms`.
+        """
+        if self._gradient_totals is None:
+            return {}
+        return self._gradient_totals.nonfinite_gradients(rows)
 
     def skipped_steps(self) -> int:
         """How many calls of `apply` were skipped (`skip_nonfinite`)."""
-        return int(self._kernel.to_numpy(self._skipped_steps))
+        return int(self._backend.to_numpy(self._skipped_steps))
 
     @property
     def has_spike_gate(self) -> bool:
@@ -1155,10 +1177,7 @@ class AdamaxClipped(RestorableOptimizer):
 
     def spike_steps(self) -> int:
         """How many calls of `apply` were left out (`spike_threshold`)."""
-        if self._spike_gate is None:
-            return 0
-        gate = self._kernel.to_numpy(self._spike_gate)
-        return int(gate[spikes.STATE.index("spike_steps")])
+        return 0 if self._spike_gate is None else self._spike_gate.steps()
 
     @property
     def last_spikes(self) -> Any | None:
@@ -1169,11 +1188,8 @@ class AdamaxClipped(RestorableOptimizer):
             spikes, and one for the present; `None` without a
             `spike_threshold`.
         """
-        if self._last_spikes is None:
-            return None
-        row = spikes.present_row(self._spike_integers())
-        kept = ops.convert_to_tensor(self._last_spikes)
-        return ops.concatenate([kept, ops.expand_dims(row, 0)])
+        gate = self._spike_gate
+        return None if gate is None else gate.rows(self._clock())
 
     def spike_statistics(self, rows: Any | None = None) -> SpikeStatistics:
         """A snapshot of what the spike gate has done.
@@ -1186,18 +1202,13 @@ class AdamaxClipped(RestorableOptimizer):
             The numbers of spikes, of calls of `apply` and of updates so far,
             and the last spikes; nothing without a `spike_threshold`.
         """
-        if self._last_spikes is None:
+        if self._spike_gate is None:
             return SpikeStatistics(0, 0, 0, ())
-        present = rows
-        if present is None:
-            # Fails where `fit` holds the state.
-            self._kernel.to_numpy(self._last_spikes)
-            present = np.asarray(ops.convert_to_numpy(self.last_spikes))
-        pending = self._pending_state
+        saved = self._restoration.saved
         paths = self._paths
-        if not self.built and pending is not None:
-            paths = tuple(pending.paths)
-        return spikes.statistics_of(present, paths)
+        if saved is not None and not self.built:
+            paths = tuple(saved.paths)
+        return self._spike_gate.statistics(rows, self._clock(), paths)
 
     def spikes(self, since: int = 0) -> list[Spike]:
         """The last spikes, with the variables that exceeded their bounds most.
@@ -1251,7 +1262,7 @@ class AdamaxClipped(RestorableOptimizer):
         """
         if not self.clip_gradients:
             return 0.0
-        return spikes.tolerance(
+        return spike_rule.tolerance(
             max(self._present_value("clip_multiplier"), 1.0),
             self._present_value("beta_2"),
         )
@@ -1275,29 +1286,22 @@ class AdamaxClipped(RestorableOptimizer):
 
     def _present_value(self, name: str) -> float:
         # Fails where `fit` holds the state.
-        self._kernel.to_numpy(self._hyperparameters)
+        self._backend.to_numpy(self._hyperparameters)
         value = self._live.tensor(name, self.iterations, "float32")
         return float(ops.convert_to_numpy(value))
 
     def _get_live(self, name: str) -> Any:
         return self._live.get(
-            name, self._kernel.to_numpy(self._hyperparameters)
+            name, self._backend.to_numpy(self._hyperparameters)
         )
 
     def _set_live(self, name: str, value: Any) -> None:
         # Fails where `fit` holds the state and would not see the change.
         scalars = self._scalar_values()
-        product = self._log_beta_1_product_so_far(scalars)
+        product = self._beta_1_product.so_far(scalars)
         self._live.set(name, value, scalars["hyperparameters"])
         if name == "beta_1":
-            self._keep_log_beta_1_product(product)
-
-    def _keep_log_beta_1_product(self, product: np.ndarray) -> None:
-        """Goes on from the product so far, whatever `beta_1` is now."""
-        scalars = self._scalar_values()
-        scalars["log_beta_1_product"] = np.zeros_like(product)
-        is_constant = product == self._log_beta_1_product_so_far(scalars)
-        self._log_beta_1_product.assign(0 if is_constant else product)
+            self._beta_1_product.go_on_from(product, self._scalar_values())
 
     @property
     def weight_decay(self) -> Any:
@@ -1327,35 +1331,10 @@ class AdamaxClipped(RestorableOptimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if callable(value) and not isinstance(value, keras.Variable):
-            if self.built:
-                raise AttributeError(
-                    "`learning_rate` cannot be given a schedule or a callable "
-                    "once the optimizer is built: compiled steps would not "
-                    f"see it. Received: learning_rate={value!r}. Make an "
-                    "optimizer with it."
-                )
-            self._learning_rate = hyperparameters.check("learning_rate", value)
-            return
-        if self._learning_rate is not self._learning_rate_variable:
-            raise TypeError(
-                "`learning_rate` was given a schedule or a callable when the "
-                "optimizer was made, and cannot be set. Make the optimizer "
-                "with a number to set it later. "
-                f"Received: learning_rate={value!r}."
-            )
-        if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
-            value = ops.convert_to_numpy(value)
-        value = hyperparameters.check("learning_rate", value)
-        # Fails where `fit` holds the state and would not see the change.
-        self._kernel.to_numpy(self._learning_rate_variable)
-        self._learning_rate_is_set = True
-        self._learning_rate_variable.assign(float(value))
-        # Callbacks compute it from the variable, and 0.5 times what stands
-        # there for 0.001 is 0.0005000000237.
-        shortest = hyperparameters.shortest_decimal(
-            self._kernel.to_numpy(self._learning_rate_variable)
-        )
-        self._written_learning_rate = value if value == shortest else shortest
+            self._rate.set_schedule(value, self.built)
+            self._learning_rate = value
+        else:
+            self._rate.set(value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not getattr(self, "_is_constructed", False):
@@ -1397,13 +1376,119 @@ class AdamaxClipped(RestorableOptimizer):
                 matches is excluded.
         """
         super().exclude_from_weight_decay(var_list, var_names)
-        self._excluded_from_weight_decay_by_user = True
+        self._not_decayed.is_chosen_by_user = True
+
+    # Saved state
+
+    def _scalars(self) -> dict[str, Any]:
+        scalars = {
+            "iterations": self._iterations,
+            "learning_rate": self._rate.variable,
+            "hyperparameters": self._hyperparameters,
+            "log_beta_1_product": self._beta_1_product.variable,
+            "skipped_steps": self._skipped_steps,
+        }
+        if self._spike_gate is not None:
+            scalars["spike_gate"] = self._spike_gate.state
+            scalars["last_spikes"] = self._spike_gate.kept
+        if self._clip_excess is not None:
+            scalars[CLIP_EXCESS] = self._clip_excess
+        return scalars
+
+    def _scalar_values(self) -> dict[str, np.ndarray]:
+        return {
+            role: self._backend.to_numpy(variable)
+            for role, variable in self._scalars().items()
+        }
+
+    def _per_variable(self) -> dict[str, Sequence[Any]]:
+        roles: dict[str, Sequence[Any]] = {
+            "momentum": self._momentums,
+            "norm": self._norms,
+        }
+        if self.use_ema:
+            roles["average"] = self._model_variables_moving_average
+        if self.gradient_accumulation_steps:
+            roles["gradient_accumulator"] = self._accumulated_gradients
+        return roles
+
+    def _rows_of_variables(self) -> dict[str, Any]:
+        totals = self._gradient_totals
+        if totals is None:
+            return {}
+        return {
+            "gradient_totals": totals.rows,
+            "nonfinite_gradients": totals.nonfinite,
+        }
+
+    def _table(self) -> Table:
+        scalars = self._scalars()
+        # Keras builds in steps: built is what has all of its variables.
+        is_built = self._clip_counts is not None
+        return Table(
+            scalars=scalars,
+            per_variable=self._per_variable() if is_built else {},
+            positional=self._variables[len(scalars) :],
+            trained=self._trainable_variables if is_built else (),
+            paths=self._paths,
+            clip_counts=self._clip_counts,
+            rows=self._rows_of_variables(),
+            settings={
+                "use_ema": self.use_ema,
+                "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            },
+            exclusions=self._exclusions,
+            not_decayed=lambda: [
+                i
+                for i, v in enumerate(self._trainable_variables)
+                if not self._use_weight_decay(v)
+            ],
+            needs_beta_1_product=(
+                self.bias_correction and "beta_1" in self._live.schedules
+            ),
+        )
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the state, each entry with its role, path and shape.
+
+        Args:
+            store: What Keras gives: a mapping from names to arrays.
+        """
+        self._restoration.save(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads a state; one of a `keras.optimizers.Adamax`, too.
+
+        An optimizer that is not built keeps it until it is.
+
+        Args:
+            store: What Keras gives: a mapping from names to arrays.
+
+        Raises:
+            ValueError: If the state does not fit, with what does not. Nothing
+                is changed then.
+        """
+        self._restoration.load(store, self.name)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Sets all variables of the optimizer, in the order of `variables`.
+
+        An optimizer that is not built keeps them until it is.
+
+        Args:
+            weights: An array for each of `self.variables`.
+
+        Raises:
+            ValueError: If their number or a shape does not fit. Nothing is
+                changed then.
+        """
+        self._restoration.set_weights(self.variables, weights)
 
     # Configuration
 
     def get_config(self) -> dict[str, Any]:
         """The configuration, with the numbers as they were written."""
-        values = self._kernel.to_numpy(self._hyperparameters)
+        values = self._backend.to_numpy(self._hyperparameters)
         config = {
             name: self._live.get(name, values)
             for name in hyperparameters.PACKED
@@ -1411,7 +1496,7 @@ class AdamaxClipped(RestorableOptimizer):
         for name, schedule in self._live.schedules.items():
             config[name] = keras.saving.serialize_keras_object(schedule)
         return {
-            "learning_rate": self._learning_rate_config(),
+            "learning_rate": self._rate.config(),
             **config,
             "clip_gradients": self.clip_gradients,
             "bias_correction": self.bias_correction,
@@ -1421,6 +1506,7 @@ class AdamaxClipped(RestorableOptimizer):
                 else list(self.exclude_from_clipping)
             ),
             "track_clip_rate": self.track_clip_rate,
+            "track_gradient_norms": self.track_gradient_norms,
             "skip_nonfinite": self.skip_nonfinite,
             "clipnorm": self.clipnorm,
             "clipvalue": self.clipvalue,
@@ -1432,14 +1518,6 @@ class AdamaxClipped(RestorableOptimizer):
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "name": self.name,
         }
-
-    def _learning_rate_config(self) -> Any:
-        if self._learning_rate is not self._learning_rate_variable:
-            return keras.saving.serialize_keras_object(self._learning_rate)
-        return hyperparameters.written_or_shortest(
-            self._written_learning_rate,
-            self._kernel.to_numpy(self._learning_rate_variable),
-        )
 
     @classmethod
     def from_config(
@@ -1462,7 +1540,7 @@ class AdamaxClipped(RestorableOptimizer):
         optimizer = cls(**config)
         # Paths may have changed since the patterns were written; the saved
         # state, which Keras loads after it has built, says what they matched.
-        optimizer._awaits_state = True
+        optimizer._restoration.is_expected = True
         return optimizer
 
 

@@ -66,12 +66,34 @@ def resolve(
     return np.any(hits, axis=0), unmatched
 
 
-def unmatched_error(
-    name: str, unmatched: Sequence[str], paths: Sequence[str]
-) -> ValueError:
-    """The error for patterns that match no variable."""
-    return ValueError(
-        f"Every pattern of `{name}` must match the path of a variable. "
-        f"Received: {', '.join(map(repr, unmatched))}, which match(es) none of "
-        f"{', '.join(paths)}."
-    )
+class Exclusions:
+    """The patterns of an optimizer, and those that match no variable.
+
+    Args:
+        patterns: Checked patterns, or `None`.
+
+    Attributes:
+        patterns: The same.
+        unmatched: Patterns that match none of the optimizer's variables.
+    """
+
+    def __init__(self, patterns: tuple[str, ...] | None):
+        self.patterns = patterns
+        self.unmatched: tuple[str, ...] = ()
+
+    def check(self, paths: Sequence[str]) -> None:
+        """Raises an error where a pattern matches no variable.
+
+        Args:
+            paths: Of the optimizer's variables.
+
+        Raises:
+            ValueError: With the patterns.
+        """
+        if self.unmatched:
+            raise ValueError(
+                "Every pattern of `exclude_from_clipping` must match the path "
+                "of a variable. Received: "
+                f"{', '.join(map(repr, self.unmatched))}, which match(es) none "
+                f"of {', '.join(paths)}."
+            )

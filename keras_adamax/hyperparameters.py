@@ -45,8 +45,8 @@ PACKED = (
 # wrappers load it by position.
 PACKED_WITHOUT_GATE = PACKED[: PACKED.index("spike_threshold")]
 SCHEDULABLE = ("beta_1", "beta_2", "clip_multiplier", "clip_epsilon")
-
-
+# The default of `AdamaxClipped`.
+MAX_SKIPPED_SPIKES = 5
 _INTEGERS = frozenset({"max_skipped_spikes"})
 
 
@@ -92,6 +92,51 @@ def check(name: str, value: Any) -> Any:
     return _validation.check_number(
         name, value, alternatives=" or a LearningRateSchedule", **RANGES[name]
     )
+
+
+def check_combination(
+    values: Mapping[str, Any], clip_gradients: bool, track_clip_rate: bool
+) -> None:
+    """Refuses hyperparameters that do not go together.
+
+    Args:
+        values: Name to checked value, for every name in `PACKED`.
+        clip_gradients: Whether gradients are clipped.
+        track_clip_rate: Whether clipped elements are counted.
+
+    Raises:
+        ValueError: If a spike gate or a `TargetClipRate` lacks what it needs.
+    """
+    threshold = values["spike_threshold"]
+    skipped = values["max_skipped_spikes"]
+    if not clip_gradients and (
+        threshold is not None or skipped != MAX_SKIPPED_SPIKES
+    ):
+        raise ValueError(
+            "`spike_threshold` and `max_skipped_spikes` need the bounds of "
+            f"the clipping. Received: spike_threshold={threshold!r}, "
+            f"max_skipped_spikes={skipped!r}, clip_gradients=False. Leave "
+            "them out, or set clip_gradients=True."
+        )
+    multiplier = values["clip_multiplier"]
+    if not isinstance(multiplier, TargetClipRate):
+        return
+    if threshold is not None and multiplier.target >= threshold:
+        raise ValueError(
+            "The target of a `TargetClipRate` must be below "
+            "`spike_threshold`, which would leave out ordinary steps. "
+            f"Received: clip_multiplier=TargetClipRate({multiplier.target!r}), "
+            f"spike_threshold={threshold!r}. Choose a smaller target "
+            "or a larger threshold."
+        )
+    if not (clip_gradients and track_clip_rate):
+        raise ValueError(
+            "With a `TargetClipRate` as `clip_multiplier`, "
+            "`clip_gradients` and `track_clip_rate` must be True: it "
+            "follows the count of clipped elements. "
+            f"Received: clip_gradients={clip_gradients}, "
+            f"track_clip_rate={track_clip_rate}."
+        )
 
 
 def _check_first_value(name: str, schedule: LearningRateSchedule) -> None:

@@ -20,6 +20,7 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -51,6 +52,11 @@ class Hyperparameters(NamedTuple):
     clip_epsilon: Tensor
     bias_correction: Tensor | None
 
+
+# What `sums_of` gives: of the squares of the gradient, of the clipped gradient,
+# of the change of the weight, of the first moment; and how many elements of the
+# gradient are NaN or infinite.
+SUMS = ("gradient", "clipped_gradient", "update", "momentum", "nonfinite")
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The largest float32 below 1: a decay rate of 1 would never forget.
@@ -171,7 +177,8 @@ def update(
     u: Tensor,
     hyperparameters: Hyperparameters,
     is_excluded: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    measures: Callable[..., Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The whole step of one weight tensor.
 
     Args:
@@ -182,14 +189,16 @@ def update(
         hyperparameters: Scalars in the dtype of `m` and `u`.
         is_excluded: Boolean scalar, whether this one is not clipped; `None`
             where nothing is.
+        measures: Called with the gradient, the clipped gradient, what is
+            subtracted from the weight, and the new `m`. `None`: not called.
 
     Returns:
-        The new `w`, `m` and `u`, and booleans that mark the clipped elements
-        (`None` where nothing is clipped).
+        The new `w`, `m` and `u`, booleans that mark the clipped elements
+        (`None` where nothing is clipped), and what `measures` gave.
     """
     weight_dtype = keras.backend.standardize_dtype(w.dtype)
     dtype = keras.backend.standardize_dtype(m.dtype)
-    g = ops.cast(g, dtype)
+    given = g = ops.cast(g, dtype)
     clipped = None
     if is_excluded is not None:
         bound = clip_bound(
@@ -208,7 +217,39 @@ def update(
         hyperparameters.bias_correction,
     )
     w = ops.cast(ops.cast(w, dtype) - change, weight_dtype)
-    return w, m, u, clipped
+    sums = None if measures is None else measures(given, g, change, m)
+    return w, m, u, clipped, sums
+
+
+def sums_of(
+    g: Tensor,
+    clipped_g: Tensor,
+    change: Tensor,
+    m: Tensor,
+    is_counted: Tensor | None = None,
+) -> Tensor:
+    """The `SUMS` of one weight tensor.
+
+    Args:
+        g: Gradient, before clipping.
+        clipped_g: Gradient, after clipping.
+        change: What is subtracted from the weight.
+        m: First moment after this step.
+        is_counted: Booleans: which rows of a sparse gradient stand for all
+            with their index. `None`: the gradient is dense.
+
+    Returns:
+        float32, shape `(1, 5)`.
+    """
+    sums = [
+        *(ops.square(x) for x in (g, clipped_g, change, m)),
+        ops.cast(ops.logical_not(ops.isfinite(g)), g.dtype),
+    ]
+    if is_counted is not None:
+        is_counted = ops.reshape(is_counted, (-1,) + (1,) * (len(g.shape) - 1))
+        sums = [ops.where(is_counted, x, ops.zeros_like(x)) for x in sums]
+    total = ops.stack([ops.sum(x) for x in sums])
+    return ops.expand_dims(ops.cast(total, "float32"), 0)
 
 
 def sum_repeated_rows(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

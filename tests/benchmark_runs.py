@@ -1,5 +1,6 @@
 """Runs the benchmarks, on sizes that show that they run."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,16 @@ from tests.support import BACKEND
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
+
+
+@contextlib.contextmanager
+def importable():
+    """Modules beside the benchmarks, which are no package, can be imported."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(FOLDER))
 
 
 def run_script(script, folder, *arguments):

@@ -133,6 +133,20 @@ SCENARIOS = {
         backends=JAX,
     ),
     "split weight in fit": Scenario(way="fit", splits=True, backends=JAX),
+    # Measuring.
+    "gradient norms": Scenario({"track_gradient_norms": True}),
+    "gradient norms in fit": Scenario(
+        GATE | {"track_gradient_norms": True}, way="fit"
+    ),
+    "gradient norms in sparse loop": Scenario(
+        {"track_gradient_norms": True}, way="sparse loop", backends=TF
+    ),
+    "gradient norms of a split weight, skip": Scenario(
+        SKIP | {"track_gradient_norms": True},
+        bad={2: (-1, NAN, 1)},
+        splits=True,
+        backends=JAX,
+    ),
     # Skipping.
     "skip NaN of the first": Scenario(SKIP, bad={2: (0, NAN, 0)}),
     "skip NaN of the last": Scenario(SKIP | EVERYTHING, bad={2: (-1, NAN, 1)}),
@@ -486,6 +500,10 @@ def report(optimizer, variables, replicas_of):
                 [s.call, s.step, s.rate, *s.variables.values()]
                 for s in optimizer.spikes()
             ],
+            "gradient_norms": list(
+                optimizer.gradient_statistics().gradient_norms().values()
+            ),
+            "nonfinite": list(optimizer.nonfinite_gradients().values()),
             # Every replica has the same state.
             "differing": [
                 v.path

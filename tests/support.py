@@ -4,6 +4,7 @@ import re
 
 import keras
 import numpy as np
+import pytest
 
 from tests.gradients import numpy, to_backend
 from tests.oracle import AdamaxClippedOracle
@@ -367,3 +368,8 @@ def assert_same(before, after, but=()):
             assert not is_equal, f"{path} did not change"
         else:
             assert is_equal, f"{path}: {value} became {after[path]}"
+
+
+def repeated(*values):
+    """Further values for a test: what they repeat a quick test covers once."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]

@@ -53,7 +53,7 @@ class Server:
         with opener.open(f"{self.url}{path}?{query}", timeout=20) as answer:
             return json.load(answer)
 
-    def wait(self, condition, seconds=120):
+    def wait(self, condition, seconds=400):
         """The first true value of a condition that asks the server."""
         end = time.monotonic() + seconds
         while True:

@@ -1,5 +1,6 @@
 """Every wrong hyperparameter is refused at construction, by name."""
 
+import inspect
 import re
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from keras_adamax import AdamaxClipped
+from keras_adamax import AdamaxClipped, hyperparameters
 
 NAN = float("nan")
 INF = float("inf")
@@ -71,6 +72,7 @@ WRONG = {
     "clip_gradients": ([0, 1, None, "True", 1.0, []], "True or False"),
     "bias_correction": ([0, 1, None, "no", SCHEDULE], "True or False"),
     "track_clip_rate": ([0, 1, None, "yes"], "True or False"),
+    "track_gradient_norms": ([0, 1, None, "yes"], "True or False"),
     "skip_nonfinite": ([0, 1, None, ""], "True or False"),
     "use_ema": ([0, 1, None, "False"], "True or False"),
     "exclude_from_clipping": (
@@ -253,3 +255,11 @@ def test_what_is_no_number_is_refused(name, value):
 def test_flags_are_booleans(name, value):
     with pytest.raises(TypeError, match=f"`{name}`"):
         AdamaxClipped(**{name: value})
+
+
+def test_a_gate_that_is_off_takes_the_default_alone():
+    """Without clipping, `max_skipped_spikes` must be what it is anyway."""
+    signature = inspect.signature(AdamaxClipped)
+    default = signature.parameters["max_skipped_spikes"].default
+    assert default == hyperparameters.MAX_SKIPPED_SPIKES
+    AdamaxClipped(clip_gradients=False, max_skipped_spikes=default)

@@ -14,28 +14,12 @@ import pytest
 
 import keras_adamax
 from tests import gradients
-from tests.benchmark_runs import FOLDER, run
+from tests.benchmark_runs import importable, run
 from tests.support import BACKEND
 
-
-def load(name):
-    """A module beside the benchmarks, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    # Where dataclasses look for their module.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
-
-
-workloads = load("_workloads")
-bandwidth = load("_bandwidth")
-timing = load("_timing")
-bars = load("_bars")
-report = load("_report")
+with importable():
+    from _harness import bars, figure, timing
+    from _step import bandwidth, workloads
 
 
 @pytest.mark.slow
@@ -51,6 +35,7 @@ def test_optimizer_step(tmp_path):
         "ours",
         "ours_skip_nonfinite",
         "ours_spike_gate",
+        "ours_gradient_norms",
     }
     if BACKEND == "torch":
         ours |= {"ours_compiled", "ours_eager"}
@@ -272,21 +257,27 @@ def test_interleaved_rounds():
     def sampler(name):
         return lambda: calls.append(name) or float(len(calls))
 
-    seconds = timing.interleave({n: sampler(n) for n in "abc"}, rounds=8)
-    rounds = [tuple(calls[i : i + 3]) for i in range(0, 24, 3)]
+    measured = timing.interleave({n: sampler(n) for n in "abc"}, rounds=8)
+    rounds = [calls[i : i + 3] for i in range(0, 24, 3)]
     assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
-    assert len(set(rounds)) > 1
+    assert len(set(map(tuple, rounds[::2]))) > 1
+    # Of two arms each comes first equally often.
+    assert rounds[1::2] == [order[::-1] for order in rounds[::2]]
+    assert [list(found) for found in measured] == [["a", "b", "c"]] * 8
     for name in "abc":
-        assert seconds[name] == [
+        assert [found[name] for found in measured] == [
             float(i + 1) for i, call in enumerate(calls) if call == name
         ]
 
 
 def test_ratios_are_of_one_round():
     # The machine became slower in the second round, and the ratio did not.
+    seconds = ((1.0, 2.0), (10.0, 20.0), (2.0, 3.0))
     compared = timing.compare(
-        {"base": [1.0, 10.0, 2.0], "ours": [2.0, 20.0, 3.0]}, "base"
+        [dict(zip(("base", "ours"), pair, strict=True)) for pair in seconds],
+        "base",
     )
+    assert compared["ours"]["seconds"] == [2.0, 20.0, 3.0]
     assert compared["ours"]["ratios"] == [2.0, 2.0, 1.5]
     assert compared["ours"]["ratio"] == {
         "median": 2.0,
@@ -307,7 +298,8 @@ def test_bars(capsys):
         # Of the other backend's mode.
         ("eager", "one", "ours_eager", "ratio"): 9.0,
     }
-    judged = bars.judge(bars.OPTIMIZER_STEP, values, "jax", False)
+    found = {"backend": "jax", "device": "CPU", "quick": False}
+    judged = bars.judge(bars.OPTIMIZER_STEP, values, found)
     met = {
         (bar["workload"], bar["arm"], bar["quantity"]): bar["met"]
         for bar in judged
@@ -318,7 +310,9 @@ def test_bars(capsys):
     assert met["one", "ours_no_statistics", "ratio"] is None
     assert all(bar["backend"] == "jax" for bar in judged)
     assert bars.any_missed(judged)
-    assert not bars.any_missed(bars.judge(bars.FIT, {}, "jax", False))
+    assert not bars.any_missed(bars.judge(bars.FIT, {}, found))
+    quick = {**found, "quick": True}
+    assert not bars.judge(bars.OPTIMIZER_STEP, values, quick)
     bars.print_judged(judged)
     lines = capsys.readouterr().out.splitlines()
     assert sum("MISSED" in line for line in lines) == 2
@@ -360,15 +354,15 @@ def test_figure_of_wide_and_narrow_ratios(tmp_path):
         }
 
     panels = [
-        {
-            "title": "a title",
-            "rows": ["keras", "ours"],
-            "series": {"times": {0: point(1.0), 1: point(other)}},
-            "notes": {1: "5 ms"},
-            "limits": {1: 0.6},
-        }
+        figure.Panel(
+            title="a title",
+            rows={"keras": "Keras's", "ours": "Ours"},
+            series={"times": {"keras": point(1.0), "ours": point(other)}},
+            notes={"ours": "5 ms"},
+            limits={"ours": 0.6, "another": 0.5},
+        )
         for other in (0.9, 1.2, 40.0)
     ]
     path = tmp_path / "new" / "figure.png"
-    report.draw_ratios(panels, "title", "times", path)
+    figure.draw_ratios(panels, "title", "times", path)
     assert path.stat().st_size > 10_000

@@ -97,6 +97,7 @@ def expected(scenario):
     values, steps = make_gradients(scenario, REPLICAS[BACKEND])
     config = CONFIG | scenario.config
     may_skip = config.pop("skip_nonfinite", False)
+    config.pop("track_gradient_norms", False)
     if isinstance(config.get("beta_1"), tuple):
         boundary, before, after = config["beta_1"]
         config["beta_1"] = lambda step: before if step <= boundary else after
@@ -109,6 +110,7 @@ def expected(scenario):
     )
     limit = np.finfo(dtype if dtype == "float16" else "float32").max
     skipped = 0
+    oracle.squares = []
     for i, replicas in enumerate(steps):
         for name, value in scenario.changes.get(i, {}).items():
             assert hasattr(oracle, name)
@@ -121,8 +123,20 @@ def expected(scenario):
             if scenario.loss_scale is not None:
                 # Withheld.
                 continue
+        spikes = oracle.spike_steps
         oracle.step(gradients)
+        if oracle.spike_steps == spikes:
+            oracle.squares.append([square(g) for g in gradients])
     return oracle, skipped
+
+
+def square(gradient):
+    """The squared norm; of rows, after they have been summed."""
+    if isinstance(gradient, tuple):
+        dense = np.zeros((5, 2))
+        np.add.at(dense, *gradient)
+        gradient = dense
+    return np.nan if gradient is None else np.square(gradient).sum()
 
 
 @pytest.mark.parametrize("name", [n for n, s in HERE.items() if not s.fails])
@@ -140,6 +154,13 @@ def test_is_as_on_one_device(name, results):
         ):
             named = sorted((r for r in own.values() if r > 0), reverse=True)
             assert spike == pytest.approx([call, step, rate, *named[:5]])
+    if "gradient norms" in name:
+        np.testing.assert_allclose(
+            result["gradient_norms"],
+            np.sqrt(np.mean(oracle.squares, axis=0)),
+            rtol=1e-5,
+        )
+        assert result["nonfinite"] == [[1, 1, 3]] * skipped
     # The scenario does what its name says.
     special = len(scenario.bad) + len(scenario.large)
     if "skip" in name:

@@ -1,4 +1,4 @@
-"""Every example, and the README's code, runs as a user would run it."""
+"""Every example runs as a user would run it."""
 
 import os
 import re
@@ -89,13 +89,28 @@ def test_weights_not_changing(tmp_path, own_data):
         assert float(accuracies[2]) > 2 * float(accuracies[0])
 
 
-def test_readme_code(tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    assert len(blocks) >= 3
-    # One after another in one program, as a reader would type them.
-    code = "\n".join(blocks)
-    assert code.count("max_trials=40") == 1
-    run(["-c", code.replace("max_trials=40", "max_trials=1")], tmp_path)
-    assert (tmp_path / "model.keras").is_file()
-    assert (tmp_path / "runs" / "search2" / "best.keras").is_file()
+def test_first_steps(tmp_path):
+    printed = run([str(ROOT / "examples" / "first_steps.py")], tmp_path)
+    rate = re.search(r"Clipped: (\d+\.\d+)% of all gradient", printed)
+    assert rate and 0 < float(rate[1]) < 100
+    for name in ("first_steps.csv", "first_steps.png"):
+        assert (tmp_path / name).is_file()
+
+
+def test_what_exploded(tmp_path):
+    printed = run([str(ROOT / "examples" / "what_exploded.py")], tmp_path)
+    first, second = printed.strip().split("\nEpoch")
+    assert first.startswith("Epoch 1, batch 60\n")
+    assert "of 6 variables: see the batch" in first
+    assert second.startswith(" 1, batch 120\n")
+    where = re.search(r"where: +(.*)", second)
+    assert where and where[1] == "hidden/bias, hidden/kernel, and nothing else"
+    for text in (first, second):
+        size = re.search(r"([\d.e+]+), usually ([\d.e+]+)", text)
+        assert size and float(size[1]) > 100 * float(size[2])
+        share = re.search(r"took away ([\d.]+)%", text)
+        assert share and 99 < float(share[1]) <= 100
+    # The records are enough, and a run of one's own will do.
+    own = [str(ROOT / "examples" / "what_exploded.py")]
+    again = run([*own, "--records", "what_exploded.csv"], tmp_path)
+    assert again == printed

@@ -64,8 +64,11 @@ ATTRIBUTES = {
     "_var_key",
     "_variables",
 }
-# Of variables and of torch; `tests/kernels` has the tests.
-IN_KERNELS = {"_foreach_copy_", "_value", "_version"}
+ROOMS = ("backends", "native", "state", "updates")
+# Of variables and of torch; `tests/updates` and `tests/native` have the tests.
+OF_VARIABLES = {"_foreach_copy_", "_value", "_version"}
+# Public, in spite of the line, so that it is no name of a field.
+OF_NAMED_TUPLES = {"_fields", "_replace"}
 # Reached by `getattr` with a default, which would hide that they are gone.
 BY_NAME = {"_exclude_from_weight_decay_pattern", "_h5_entry_group", "_layout"}
 
@@ -129,7 +132,8 @@ def arrays(*values):
 def test_every_private_name_in_use_is_known_here():
     """Who uses another one adds it here, and a test for it below."""
     package = pathlib.Path(keras_adamax.__file__).parent
-    files = [*package.glob("*.py"), *package.glob("kernels/*.py")]
+    folders = [package, *(package / room for room in ROOMS)]
+    files = [file for folder in folders for file in folder.glob("*.py")]
     used, ours, by_name = set(), set(), set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -151,7 +155,7 @@ def test_every_private_name_in_use_is_known_here():
     # What we override is ours and Keras's.
     overridden = {name for name in ours if hasattr(Optimizer, name)}
     known = {name for name in METHODS if name.startswith("_")} | ATTRIBUTES
-    known |= IN_KERNELS
+    known |= OF_VARIABLES | OF_NAMED_TUPLES
     assert used - ours <= known
     assert by_name - ours == BY_NAME
     assert overridden & used <= known

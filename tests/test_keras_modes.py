@@ -214,17 +214,30 @@ def test_train_on_batch():
 # Dynamo and Inductor warn about themselves.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "config", [{}, {"spike_threshold": 0.9, "skip_nonfinite": True}], ids=str
+    "config",
+    [
+        {},
+        {"spike_threshold": 0.9, "skip_nonfinite": True},
+        {"track_gradient_norms": True, "skip_nonfinite": True},
+        {"track_gradient_norms": True},
+    ],
+    ids=str,
 )
 def test_torch_compile(config):
     """Keras's own Adamax works with `jit_compile=True`: so must ours."""
     values, gradients = start()
+    config = dict(config)
     optimizer = AdamaxClipped(**config)
     model = support.start_fit(values, optimizer, jit_compile=True)
     support.fit(model, gradients)
+    measures = config.pop("track_gradient_norms", False)
     oracle = support.run_oracle(support.oracle_of(values, **config), gradients)
     support.assert_follows(oracle, optimizer, model.weights)
     assert optimizer.spike_steps() == oracle.spike_steps
+    if measures:
+        norm = np.sqrt(np.mean([np.square(g[0]).sum() for g in gradients]))
+        [found, *_] = optimizer.gradient_statistics().gradient_norms().values()
+        assert found == pytest.approx(norm, rel=1e-5)
 
 
 class EmbeddingModel(keras.Model):

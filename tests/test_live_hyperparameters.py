@@ -36,6 +36,7 @@ READ_ONLY = {
     "bias_correction": True,
     "exclude_from_clipping": ["weight"],
     "track_clip_rate": False,
+    "track_gradient_norms": True,
     "skip_nonfinite": True,
     "clipnorm": 1.0,
     "clipvalue": 1.0,

@@ -9,33 +9,56 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import keras_adamax
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "keras_adamax"
 SOURCES = sorted(LIBRARY.rglob("*.py"))
+ABOVE_UPDATES = [
+    "keras_adamax.adamax_clipped",
+    "keras_adamax.callbacks",
+    "keras_adamax.plots",
+    "keras_adamax.state",
+]
 # Who must not import whom: file or folder of the library -> modules.
 FORBIDDEN_IMPORTS = {
     "": ["keras_adamax_tuning", "tests", "benchmarks", "examples"],
-    "kernels": ["keras_adamax.adamax_clipped"],
-    "update_rule.py": [
-        "keras_adamax.adamax_clipped",
-        "keras_adamax.kernels",
+    "callbacks": ["keras_adamax.updates", "keras_adamax.native"],
+    "updates": [*ABOVE_UPDATES],
+    "native": [*ABOVE_UPDATES, "keras_adamax.updates"],
+    "backends": [
+        *ABOVE_UPDATES,
+        "keras_adamax.updates",
+        "keras_adamax.native",
+        "keras_adamax.spike_rule",
     ],
+    "state": [
+        "keras_adamax.adamax_clipped",
+        "keras_adamax.callbacks",
+        "keras_adamax.updates",
+        "keras_adamax.native",
+    ],
+    "update_rule.py": ["keras_adamax"],
     "schedules.py": ["keras_adamax.adamax_clipped"],
 }
 BACKENDS = {"tensorflow", "jax", "torch"}
+KNOW_BACKENDS = ("backends", "native", "updates", "callbacks/_devices")
 SEARCH = ROOT / "tuning" / "keras_adamax_tuning"
-# From the bottom to the top: nobody imports what stands behind it.
-SEARCH_LAYERS = [
-    "search_space",
-    "hypermodel",
-    "optuna_oracle",
-    "tuner",
-    "search",
-    "cli",
-]
+# What each room of the search, and each module beside them, may know. All may
+# know `errors` and `base`.
+SEARCH_ROOMS = {
+    "errors": set(),
+    "base": set(),
+    "space": set(),
+    "study": set(),
+    "training": {"study"},
+    "results": {"space", "study"},
+    "running": {"space", "study", "training", "results"},
+    "search": {"space", "study", "training", "results", "running"},
+    "cli": {"space", "study", "training", "results", "running", "search"},
+}
 
 
 def name_of(source: Path) -> str:
@@ -73,6 +96,23 @@ def test_version_is_the_same_everywhere():
     assert project["project"]["version"] == keras_adamax.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert keras_adamax.__version__ in changelog
+
+
+def test_the_citation_has_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == keras_adamax.__version__
+    assert citation["license"] == "Apache-2.0"
+
+
+def test_the_forms_for_issues_and_the_workflow_can_be_read():
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 3
+    for form in forms:
+        content = yaml.safe_load(form.read_text("utf-8"))
+        assert form.stem == "config" or {"name", "body"} <= set(content)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    steps = yaml.safe_load(workflow)["jobs"]["run"]["steps"]
+    assert {"run": "bash .ci/run"} in steps
 
 
 def test_a_search_declares_what_it_needs():
@@ -115,10 +155,10 @@ def test_messages_name_what_can_be_installed():
         assert not re.search(r"install [`'\"]*keras-adamax", text), path
 
 
-def test_readme_names_every_hyperparameter():
-    readme = (ROOT / "README.md").read_text("utf-8")
+def test_the_guide_names_every_hyperparameter():
+    guide = (ROOT / "docs" / "guides" / "clipping.md").read_text("utf-8")
     config = keras_adamax.AdamaxClipped().get_config()
-    assert [name for name in config if f"`{name}`" not in readme] == []
+    assert [name for name in config if f"`{name}`" not in guide] == []
 
 
 def test_imports_are_understood():
@@ -127,10 +167,10 @@ def test_imports_are_understood():
         "import a.b\nfrom a import c\nfrom . import d\nfrom .. import e\n"
         "def f():\n    from ..g.h import i\n"
     )
-    assert list(imported_modules(code, "top.kernels")) == [
+    assert list(imported_modules(code, "top.rooms")) == [
         "a.b",
         "a.c",
-        "top.kernels.d",
+        "top.rooms.d",
         "top.e",
         "top.g.h.i",
     ]
@@ -151,25 +191,29 @@ def test_arrows_go_one_way(place):
 
 def test_arrows_of_the_search_go_one_way():
     found = []
-    for source in sorted(SEARCH.glob("*.py")):
-        if source.stem in ("__init__", "__main__"):
+    rooms = set()
+    for source in sorted(SEARCH.rglob("*.py")):
+        room = source.relative_to(SEARCH).with_suffix("").parts[0]
+        if room == "__init__":
             continue
-        # What helps one of them stands below the search that uses it.
-        level = SEARCH_LAYERS.index(
-            source.stem if source.stem in SEARCH_LAYERS else "tuner"
-        )
+        rooms.add(room)
+        known = SEARCH_ROOMS[room] | {room, "errors", "base"}
         for module in imports_of(source):
-            for above in SEARCH_LAYERS[level + 1 :]:
-                if is_within(module, f"keras_adamax_tuning.{above}"):
-                    found.append((name_of(source), module))
+            package, *place = module.split(".")
+            if package != "keras_adamax_tuning":
+                continue
+            if place[0] not in known:
+                found.append((name_of(source), module))
     assert found == []
+    assert rooms == set(SEARCH_ROOMS)
 
 
-def test_only_kernels_know_backends():
+def test_who_knows_backends():
     found = [
         (name_of(source), module)
-        for source in (*SOURCES, *sorted(SEARCH.glob("*.py")))
-        if LIBRARY / "kernels" not in source.parents
+        for source in (*SOURCES, *sorted(SEARCH.rglob("*.py")))
+        if source != SEARCH / "running" / "compilations.py"
+        and not any(LIBRARY / room in source.parents for room in KNOW_BACKENDS)
         for module in imports_of(source)
         if module.split(".")[0] in BACKENDS
     ]

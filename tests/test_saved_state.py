@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_adamax import AdamaxClipped, restoring, saved_state
+from keras_adamax import AdamaxClipped, clip_statistics
+from keras_adamax.state import matching
+from keras_adamax.state import saved_format as saved_state
 from tests.gradients import numpy, stepper
 from tests.support import (
     assign_variables,
@@ -41,7 +43,10 @@ def built(variables=None, **arguments):
 
 def roles_of(optimizer):
     """Role to the variables that hold it."""
-    return {**optimizer._per_variable(), "clip_counts": optimizer._clip_counts}
+    return {
+        **optimizer._per_variable(),
+        "clip_counts": optimizer._clip_counts.rows,
+    }
 
 
 def with_state(variables=None, seed=0, iterations=7, **arguments):
@@ -52,13 +57,13 @@ def with_state(variables=None, seed=0, iterations=7, **arguments):
         for variable in role:
             if variable is not None:
                 variable.assign(rng.normal(size=variable.shape))
-    counts = rng.integers(1, 100, optimizer._clip_counts.shape)
+    counts = rng.integers(1, 100, optimizer._clip_counts.rows.shape)
     counts[:, 3:] += 1000
-    optimizer._clip_counts.assign(counts)
+    optimizer._clip_counts.rows.assign(counts)
     optimizer._iterations.assign(iterations)
     optimizer._skipped_steps.assign(3)
     if optimizer.spike_threshold is not None:
-        optimizer._spike_gate.assign([1, 2, 4])
+        optimizer._spike_gate.state.assign([1, 2, 4])
     return optimizer
 
 
@@ -94,7 +99,7 @@ def everything(optimizer):
         repr(optimizer.clip_rates()),
         optimizer.skipped_steps(),
         optimizer.spike_steps(),
-        optimizer._unmatched_patterns,
+        optimizer._exclusions.unmatched,
         [
             optimizer._use_weight_decay(v)
             for v in optimizer._trainable_variables
@@ -109,7 +114,7 @@ def moments(optimizer):
         path: (
             convert(optimizer._momentums[i]).tolist(),
             convert(optimizer._norms[i]).tolist(),
-            convert(optimizer._clip_counts)[i].tolist(),
+            convert(optimizer._clip_counts.rows)[i].tolist(),
         )
         for i, path in enumerate(optimizer._paths)
     }
@@ -369,7 +374,7 @@ class TestMatch:
     """The function alone."""
 
     def test_by_path(self):
-        assert saved_state.match(
+        assert matching.match(
             ["x", "y", "z"],
             [[1], [2], [3]],
             ["z", "x", "y"],
@@ -377,17 +382,17 @@ class TestMatch:
         ) == [2, 0, 1]
 
     def test_by_order_if_paths_differ(self):
-        assert saved_state.match(
+        assert matching.match(
             ["m/x", "m/y"], [[1], [2]], ["x", "y"], [(1,), (2,)]
         ) == [0, 1]
 
     def test_by_order_if_some_paths_differ(self):
-        assert saved_state.match(
+        assert matching.match(
             ["x", "y"], [[1], [1]], ["y", "z"], [(1,), (1,)]
         ) == [0, 1]
 
     def test_by_order_if_paths_repeat(self):
-        assert saved_state.match(
+        assert matching.match(
             ["x", "x"], [[1], [2]], ["x", "x"], [(1,), (2,)]
         ) == [0, 1]
 
@@ -397,7 +402,7 @@ class TestMatch:
             match=r"of 2 variables, and the optimizer updates 3. Not in the "
             r"saved state: \['z'\]. Only in the saved state: none",
         ):
-            saved_state.match(
+            matching.match(
                 ["x", "y"], [[1], [1]], ["x", "y", "z"], [(1,), (1,), (1,)]
             )
 
@@ -407,7 +412,7 @@ class TestMatch:
             match=r"matched by path\): y has shape \(2, 3\), saved as y with "
             r"shape \(3, 2\)\.",
         ):
-            saved_state.match(
+            matching.match(
                 ["x", "y"], [[1], [3, 2]], ["y", "x"], [(2, 3), (1,)]
             )
 
@@ -418,7 +423,7 @@ class TestMatch:
             r"with shape \(1,\); z has shape \(1,\), saved as m/z with shape "
             r"\(\)\.",
         ):
-            saved_state.match(
+            matching.match(
                 ["m/x", "m/y", "m/z"],
                 [[1], [1], []],
                 ["x", "y", "z"],
@@ -444,7 +449,7 @@ class TestMatching:
         assert other.clip_rates() == pytest.approx(
             optimizer.clip_rates(), nan_ok=True
         )
-        exclusions = keras.ops.convert_to_numpy(other._exclusions)
+        exclusions = keras.ops.convert_to_numpy(other._clip_counts.exclusions)
         assert exclusions.tolist() == [0, 0, 1]
 
     def test_by_order_under_other_paths(self):
@@ -545,10 +550,10 @@ class TestMatching:
     def test_origin_of_the_clip_rates(self, is_built):
         optimizer = with_state(make_variables(self.ALIKE))
         optimizer.reset_clip_rates()
-        rows = keras.ops.convert_to_numpy(optimizer._clip_counts) + (
+        rows = keras.ops.convert_to_numpy(optimizer._clip_counts.rows) + (
             [[1, 0, 0, 10, 0, 0], [2, 0, 0, 10, 0, 0], [3, 0, 0, 10, 0, 0]]
         )
-        optimizer._clip_counts.assign(rows)
+        optimizer._clip_counts.rows.assign(rows)
         rates = {"layer/a": 0.1, "layer/b": 0.2, "layer/c": 0.3}
         assert optimizer.clip_rates() == pytest.approx(rates)
 
@@ -630,7 +635,7 @@ class TestOriginOfRestoredStates:
         self.train(optimizer, 1.0, steps=1)
         is_excluded = [bool(arguments), False, False, False]
         np.testing.assert_array_equal(
-            numpy(optimizer._exclusions) > 0, is_excluded
+            numpy(optimizer._clip_counts.exclusions) > 0, is_excluded
         )
         assert (optimizer.clip_statistics().counted["layer/a"] > 0) != (
             is_excluded[0]
@@ -692,10 +697,13 @@ class TestOriginOfRestoredStates:
 
     def test_of_many_resets_the_last_are_known(self):
         optimizer = built(clip_epsilon=0.01)
-        for _ in range(restoring._ORIGINS_KEPT + 5):
+        for _ in range(clip_statistics._ORIGINS_KEPT + 5):
             self.train(optimizer, 0.5, steps=1)
             optimizer.reset_clip_rates()
-        assert len(optimizer._origins) == restoring._ORIGINS_KEPT
+        assert (
+            len(optimizer._clip_counts._origins)
+            == clip_statistics._ORIGINS_KEPT
+        )
         assert all(np.isnan(r) for r in optimizer.clip_rates().values())
 
 
@@ -817,15 +825,15 @@ class TestSettings:
             bias_correction=True,
         )
         other.load_own_variables(save(optimizer))
-        product = np.exp(float(other._log_beta_1_product))
+        product = np.exp(float(other._beta_1_product.variable))
         assert product == pytest.approx(0.5**7, rel=1e-6)
         again = built(
             beta_1=schedules.PiecewiseConstantDecay([100], [0.25, 0.5]),
             bias_correction=True,
         )
         again.load_own_variables(save(other))
-        assert float(again._log_beta_1_product) == float(
-            other._log_beta_1_product
+        assert float(again._beta_1_product.variable) == float(
+            other._beta_1_product.variable
         )
 
     def test_bias_correction_under_a_schedule_after_accumulation(self):
@@ -873,7 +881,7 @@ class TestSettings:
         variables = make_variables(scope="new")
         other.build(variables)
         other.load_own_variables(store)
-        exclusions = keras.ops.convert_to_numpy(other._exclusions)
+        exclusions = keras.ops.convert_to_numpy(other._clip_counts.exclusions)
         assert exclusions.tolist() == [1, 0, 0, 0]
         before = other.clip_statistics().counted
         other.apply([keras.ops.ones(v.shape) for v in variables], variables)
@@ -886,7 +894,7 @@ class TestSettings:
         store = save(with_state(exclude_from_clipping=["a$"]))
         other = built(exclude_from_clipping=["b$"])
         other.load_own_variables(store)
-        exclusions = keras.ops.convert_to_numpy(other._exclusions)
+        exclusions = keras.ops.convert_to_numpy(other._clip_counts.exclusions)
         assert exclusions.tolist() == [0, 1, 0, 0]
 
     def test_pattern_that_matches_nothing_and_a_state_that_does_not_say(self):
@@ -1085,7 +1093,7 @@ class TestBeforeBuild:
         other = AdamaxClipped(exclude_from_clipping=["^old/b"])
         other.load_own_variables(save(optimizer))
         other.build(make_variables(scope="new"))
-        exclusions = keras.ops.convert_to_numpy(other._exclusions)
+        exclusions = keras.ops.convert_to_numpy(other._clip_counts.exclusions)
         assert exclusions.tolist() == [0, 1, 0, 0]
 
     def test_weight_decay_exclusions_of_an_optimizer_never_built(self):

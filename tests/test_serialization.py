@@ -409,6 +409,7 @@ VALID = st.fixed_dictionaries(
         "exclude_from_clipping": st.none()
         | st.lists(st.sampled_from(["bias", "a|b", r"^x/\d+$"])),
         "track_clip_rate": st.booleans(),
+        "track_gradient_norms": st.booleans(),
         "skip_nonfinite": st.booleans(),
         "weight_decay": st.none() | st.floats(0, 1),
         "spike_threshold": st.none() | st.floats(0.01, 0.99),

@@ -8,7 +8,7 @@ import pytest
 
 import keras_adamax
 from keras_adamax import AdamaxClipped, JoinedSchedule, TargetClipRate
-from keras_adamax.kernels import SETTING
+from keras_adamax.kernel_choice import SETTING
 from tests import support
 from tests.gradients import numpy
 from tests.support import BACKEND

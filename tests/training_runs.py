@@ -1,11 +1,9 @@
 """Runs of methods of `benchmarks/_training`, step by step; on JAX alone."""
 
-import sys
-
 import numpy as np
 import pytest
 
-from tests.benchmark_runs import FOLDER
+from tests.benchmark_runs import importable
 from tests.support import BACKEND
 
 if BACKEND != "jax":
@@ -15,14 +13,11 @@ pytest.importorskip("optax")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-sys.path.insert(0, str(FOLDER))
-try:
+with importable():
     from _training import gate_forms, methods, ours, report  # noqa: F401
     from _training.problems import PROBLEMS  # noqa: F401
     from _training.protocol import QUICK  # noqa: F401
     from _training.store import Store  # noqa: F401
-finally:
-    sys.path.remove(str(FOLDER))
 
 SHAPES = ((3, 4), (4,), (6,))
 LEARNING_RATE = 0.01

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from _timing import compare, interleave
+from _harness.timing import compare, interleave
 
 from _training.optimizer import Optimizer
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from _training import ours
 from _training.optimizer import Array, Optimizer, Step
-from keras_adamax import spikes, update_rule
+from keras_adamax import spike_rule, update_rule
 
 MAX_SKIPPED = 5
 # Of the usual rate: how much of it a step keeps, and where it begins.
@@ -48,11 +48,11 @@ class Form(NamedTuple):
 
 
 def _start(number: int) -> Array:
-    return jnp.zeros(len(spikes.STATE), "int32")
+    return jnp.zeros(len(spike_rule.STATE), "int32")
 
 
 def _decide(state: Array, rate: Array, threshold: Any, most: int) -> Any:
-    return spikes.decide(
+    return spike_rule.decide(
         state, rate, jnp.asarray(threshold, "float32"), jnp.float32(most)
     )
 
@@ -77,7 +77,7 @@ def per_variable(threshold: float, most: int = MAX_SKIPPED) -> Form:
     """Every variable has a gate of its own and is left out alone."""
 
     def init(number):
-        return jnp.zeros((number, len(spikes.STATE)), "int32")
+        return jnp.zeros((number, len(spike_rule.STATE)), "int32")
 
     def decide(state, rates, sizes):
         spike, state = jax.vmap(lambda s, r: _decide(s, r, threshold, most))(
@@ -198,7 +198,7 @@ def adamax_clipped(
             zip(gs, bounds, *old, strict=True)
         ):
             g = decision.factor[i] * jnp.clip(g, -bound, bound)
-            *updated, _ = update_rule.update(
+            *updated, _, _ = update_rule.update(
                 g, *values, hyperparameters, jnp.bool_(False)
             )
             new.append(

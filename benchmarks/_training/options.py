@@ -2,7 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from _harness import options
 
 from _training.problems import PROBLEMS
 
@@ -16,9 +17,8 @@ def make_parser(
         description: What the script says of itself.
         problems: Those that it runs if nobody says so.
     """
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = options.make_parser(
+        description, only="jax", has_bars=False, needs_output=True
     )
     parser.add_argument(
         "--problems", nargs="+", choices=PROBLEMS, default=list(problems)
@@ -27,17 +27,5 @@ def make_parser(
         "--report",
         action="store_true",
         help="run nothing, report what is there",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="see that everything runs: few steps, few runs, few methods",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        required=True,
-        help="folder for JSON, tables and figures",
     )
     return parser

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from _training.optimizer import Array, Optimizer, Step
-from keras_adamax import TargetClipRate, spikes, update_rule
+from keras_adamax import TargetClipRate, spike_rule, update_rule
 
 BETA_1 = 0.9
 BETA_2 = 0.999
@@ -51,7 +51,7 @@ def adamax_clipped(
             "u": jax.tree.map(jnp.zeros_like, weights),
         }
         if gate:
-            state["gate"] = jnp.zeros(len(spikes.STATE), "int32")
+            state["gate"] = jnp.zeros(len(spike_rule.STATE), "int32")
         if target:
             state["excess"] = jnp.float32(CLIP_MULTIPLIER - 1.0)
         return state
@@ -81,7 +81,7 @@ def adamax_clipped(
                 strict=True,
             )
         ]
-        new_w, new_m, new_u, clipped = (
+        new_w, new_m, new_u, clipped, _ = (
             list(column) for column in zip(*results, strict=True)
         )
         next_state = {
@@ -98,9 +98,9 @@ def adamax_clipped(
         new_weights = jax.tree.unflatten(structure, new_w)
         if not gate:
             return Step(new_weights, next_state, jnp.bool_(False))
-        is_left_out, gate_state = spikes.decide(
+        is_left_out, gate_state = spike_rule.decide(
             state["gate"],
-            spikes.rate_of([spikes.Counts(count, size)]),
+            spike_rule.rate_of([spike_rule.Counts(count, size)]),
             jnp.float32(gate.spike_threshold),
             jnp.float32(gate.max_skipped_spikes),
         )

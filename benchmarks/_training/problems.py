@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from _training import digits, quadratic, sequences, text
+from _training import digits, neural_gpu, quadratic, sequences, text
 from _training.tasks import Problem
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -12,6 +12,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "copy": sequences.copy,
     "characters_rnn": text.recurrent,
     "characters_transformer": text.transformer,
+    "neural_gpu": neural_gpu.problem,
 }
 # It compiles fast: `--quick` runs every method on it.
 QUICK_PROBLEM = "quadratic"

@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from _machine import describe_machine
+from _harness.machine import describe_machine
 
 from _training.optimizer import Optimizer
 from _training.protocol import Plan, make_runs

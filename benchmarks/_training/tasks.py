@@ -46,6 +46,14 @@ def spoilt_cases(
     }
 
 
+# Few batches far out, and many less far.
+SPOILT_GRADIENTS = {
+    CLEAN: Conditions(),
+    **spoilt_cases((0.03,), (100.0,)),
+    **spoilt_cases((0.15,), (30.0,)),
+}
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model, its data, and the cases in which it is trained.

@@ -12,13 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from _training.tasks import (
-    CLEAN,
-    Conditions,
+    SPOILT_GRADIENTS,
     Problem,
     cross_entropy,
     dense_kernel,
     recurrent_kernel,
-    spoilt_cases,
 )
 
 TRAIN = ("argparse", "shutil", "tarfile", "typing", "pathlib", "subprocess")
@@ -27,12 +25,6 @@ TEST = ("configparser", "fractions")
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))
 LOOK_SIZE = 64
 STEPS = 600
-
-CASES = {
-    CLEAN: Conditions(),
-    **spoilt_cases((0.03,), (100.0,)),
-    **spoilt_cases((0.15,), (30.0,)),
-}
 
 
 def _letters(modules: tuple[str, ...]) -> np.ndarray:
@@ -77,7 +69,7 @@ def _make(name, target, length, batch_size, init, logits):
 
     return Problem(
         name=name,
-        cases=CASES,
+        cases=SPOILT_GRADIENTS,
         steps=STEPS,
         target=target,
         init=init,

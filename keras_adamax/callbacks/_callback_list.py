@@ -1,33 +1,11 @@
-"""Who stands in front of a logger, and so does not see what it logs."""
+"""Keras's list of callbacks, and our loggers in it."""
 
 import inspect
+import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
-
-# They take whatever is in `logs` when an epoch ends.
-_TAKE_ALL = (
-    keras.callbacks.CSVLogger,
-    keras.callbacks.History,
-    keras.callbacks.ProgbarLogger,
-    keras.callbacks.RemoteMonitor,
-    keras.callbacks.TensorBoard,
-)
-
-
-class Late(NamedTuple):
-    """Loggers that come too late for callbacks in front of them.
-
-    Attributes:
-        callbacks: Names of the classes in front.
-        keys: What these lack.
-        loggers: Names of the loggers' classes.
-    """
-
-    callbacks: tuple[str, ...]
-    keys: tuple[str, ...]
-    loggers: tuple[str, ...]
 
 
 def running() -> keras.callbacks.CallbackList | None:
@@ -46,37 +24,52 @@ def running() -> keras.callbacks.CallbackList | None:
     return None
 
 
-def find_late(callbacks: Sequence[Any], kind: type) -> Late | None:
-    """What callbacks in front of loggers lack.
+# The loggers in each of Keras's lists of callbacks, also those that another
+# callback hands its hooks on to. A list is made for one `fit` (or `evaluate`,
+# or `predict`): what an earlier one has left behind, however it ended, is not
+# in that of the next.
+_attached: "weakref.WeakKeyDictionary[Any, list[weakref.ref[Any]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def attach(logger: Any) -> None:
+    """Notes a logger that is in the running list."""
+    callbacks = running()
+    if callbacks is not None and logger not in _attached_to(callbacks):
+        _attached.setdefault(callbacks, []).append(weakref.ref(logger))
+
+
+def attached() -> list[Any]:
+    """The loggers of the `fit` that calls `on_train_begin`, in order."""
+    callbacks = running()
+    return [] if callbacks is None else _attached_to(callbacks)
+
+
+def _attached_to(callbacks: Any) -> list[Any]:
+    loggers = [reference() for reference in _attached.get(callbacks, [])]
+    return [logger for logger in loggers if logger is not None]
+
+
+def put_first(kind: type) -> None:
+    """Puts the loggers before all other callbacks of the running list.
+
+    What they add to the logs then reaches every callback, wherever the user
+    has put it. The list that is being gone through stays as it is: the order
+    holds from the next hook on.
 
     Args:
-        callbacks: All, in their order.
-        kind: The loggers' class, with `summary_keys`.
+        kind: The loggers' class.
     """
-    loggers = [c for c in callbacks if isinstance(c, kind)]
-    behind: dict[str, Any] = {}
-    for logger in loggers:
-        for key in logger.summary_keys:
-            behind.setdefault(key, logger)
-    names: dict[str, None] = {}
-    keys: dict[str, None] = {}
-    late: dict[str, None] = {}
-    for callback in callbacks:
-        if isinstance(callback, kind):
-            for key in callback.summary_keys:
-                behind.pop(key, None)
-        for key in _wanted(callback, list(behind)):
-            names[type(callback).__name__] = None
-            keys[key] = None
-            late[type(behind[key]).__name__] = None
-    return Late(tuple(names), tuple(keys), tuple(late)) if names else None
+    callbacks = running()
+    if callbacks is not None:
+        callbacks.callbacks = sorted(
+            callbacks.callbacks, key=lambda c: not isinstance(c, kind)
+        )
 
 
-def _wanted(callback: Any, keys: list[str]) -> list[str]:
-    """Those of the keys that a callback reads."""
-    if isinstance(callback, _TAKE_ALL):
-        return keys
-    # A checkpoint of each epoch does not look at what it monitors.
-    if not getattr(callback, "save_best_only", True):
-        return []
-    return [key for key in keys if getattr(callback, "monitor", None) == key]
+def join(names: Sequence[str]) -> str:
+    """`a, b and c`, for a message."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]).removeprefix(
+        " and "
+    )

@@ -1,16 +1,20 @@
 """The totals of all optimizers and the step, in one transfer to the host."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from keras_adamax import kernels
-from keras_adamax.callbacks import _optimizers
+from keras_adamax.callbacks import _devices, _optimizers
 from keras_adamax.callbacks._weight_changes import pack, unpack_step
-from keras_adamax.spikes import SpikeStatistics
-from keras_adamax.statistics import ClipStatistics
+from keras_adamax.clip_statistics import ClipStatistics
+from keras_adamax.gradient_statistics import (
+    GradientStatistics,
+    NonfiniteGradient,
+)
+from keras_adamax.spike_rule import SpikeStatistics
 
 Tensor = Any
 
@@ -22,11 +26,23 @@ class Totals(NamedTuple):
         step: The updates applied.
         clips: A snapshot of each `AdamaxClipped`.
         spikes: Likewise, of its spike gate.
+        diverged: Likewise, the paths of its variables whose infinity norm is
+            NaN, as it is once a gradient was NaN.
+        skipped: Likewise, how many steps `skip_nonfinite` has left out.
+        gradients: Likewise, a snapshot of how large its gradients were.
+        nonfinite: Likewise, its variables whose gradients were not finite.
     """
 
     step: int
     clips: list[ClipStatistics]
     spikes: list[SpikeStatistics]
+    diverged: list[frozenset[str]]
+    skipped: list[int]
+    gradients: list[GradientStatistics]
+    nonfinite: list[dict[str, NonfiniteGradient]]
+
+
+NOTHING = Totals(0, [], [], [], [], [], [])
 
 
 def read(optimizers: Sequence[Any]) -> Totals:
@@ -40,31 +56,74 @@ def read(optimizers: Sequence[Any]) -> Totals:
     spikes = [optimizer.last_spikes for optimizer in ours]
     rows = [_optimizers.value_of(c) for c in counts if c is not None]
     rows += [s for s in spikes if s is not None]
-    packed = kernels.load().measure(
+    gradients = [optimizer.gradient_totals for optimizer in ours]
+    rows += [_optimizers.value_of(v) for its in gradients for v in its or ()]
+    skipped = [
+        _optimizers.value_of(variable)
+        for optimizer in ours
+        for variable in _optimizers.state_of(optimizer, "skipped_steps")
+    ]
+    # By the numbers of their variables.
+    norms_of_each = [
+        {
+            i: _optimizers.value_of(norm)
+            for i, norm in enumerate(optimizer.infinity_norms)
+            if norm is not None and math.prod(norm.shape)
+        }
+        for optimizer in ours
+    ]
+    norms = [norm for its in norms_of_each for norm in its.values()]
+    # In place of a value before: asks for the first element alone.
+    first_element = ops.zeros(())
+    packed = _devices.load().measure(
         _flatten,
         pack,
-        rows,
-        rows,
+        # One element of a norm tells whether it has become NaN: a NaN in one
+        # gradient is in all weights two steps later.
+        [*rows, *(first_element for _ in (*skipped, *norms))],
+        [*rows, *skipped, *norms],
         _optimizers.updates(optimizers),
     )
     # Limbs, which float32 holds exactly.
     values = ops.convert_to_numpy(packed)
-    parts = iter(np.split(values, np.cumsum([np.prod(r.shape) for r in rows])))
+    ends = np.cumsum(
+        [*(np.prod(r.shape) for r in rows), len(skipped), len(norms)]
+    )
+    parts = iter(np.split(values, ends.astype(int)))
     clips = [
-        optimizer.clip_statistics(
-            None if c is None else next(parts).reshape(c.shape)
-        )
+        optimizer.clip_statistics(None if c is None else _part(parts, c))
         for optimizer, c in zip(ours, counts, strict=True)
     ]
     gates = [
-        optimizer.spike_statistics(
-            None if s is None else next(parts).reshape(s.shape)
-        )
+        optimizer.spike_statistics(None if s is None else _part(parts, s))
         for optimizer, s in zip(ours, spikes, strict=True)
     ]
-    return Totals(unpack_step(next(parts)), clips, gates)
+    measured, nonfinite = [], []
+    for optimizer, its in zip(ours, gradients, strict=True):
+        totals, not_finite = (
+            (None, None) if its is None else (_part(parts, v) for v in its)
+        )
+        measured.append(optimizer.gradient_statistics(totals))
+        nonfinite.append(optimizer.nonfinite_gradients(not_finite))
+    skips = next(parts).astype(int).tolist()
+    are_nan = iter(np.isnan(next(parts)).tolist())
+    diverged = [
+        frozenset(
+            path
+            for i, path in enumerate(its.counted)
+            if i in norms_of_one and next(are_nan)
+        )
+        for norms_of_one, its in zip(norms_of_each, clips, strict=True)
+    ]
+    step = unpack_step(next(parts))
+    return Totals(step, clips, gates, diverged, skips, measured, nonfinite)
+
+
+def _part(parts: Iterator[np.ndarray], like: Any) -> np.ndarray:
+    return next(parts).reshape(like.shape)
 
 
 def _flatten(previous: Tensor, current: Tensor, in_blocks: bool) -> Tensor:
-    del previous, in_blocks
-    return ops.reshape(current, (-1,))
+    del in_blocks
+    flat = ops.reshape(current, (-1,))
+    return flat[:1] if len(previous.shape) == 0 else flat

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from keras_adamax import _atomic_files
 from keras_adamax.callbacks import _locks
-from keras_adamax.callbacks._records import (
+from keras_adamax.records import (
     HEADER,
     Block,
     Moment,

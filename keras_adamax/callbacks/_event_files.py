@@ -57,7 +57,7 @@ class EventFile:
         self._writer: Any = None
         self._has_warned = False
         try:
-            from tensorboardX import event_file_writer, summary
+            from tensorboardX import event_file_writer, summary, writer
             from tensorboardX.proto import event_pb2
         except ImportError as error:
             raise ImportError(
@@ -69,6 +69,11 @@ class EventFile:
         self._events = event_pb2
         self._summary = summary
         self._make_writer = event_file_writer.EventsWriter
+        # Who follows event files (W&B, with `sync_tensorboard`) puts a class
+        # of its own there, which hears of each folder.
+        self._announcer = None
+        if writer.EventFileWriter is not event_file_writer.EventFileWriter:
+            self._announcer = writer.EventFileWriter
 
     def open(self) -> None:
         """Makes the folder and begins a file.
@@ -85,6 +90,9 @@ class EventFile:
                 str(self._folder / "events"), f".{number}.keras_adamax"
             )
             self._writer.flush()
+            if self._announcer is not None:
+                # Its own file stays empty: its thread hangs on a full disk.
+                self._announcer(str(self._folder)).close()
         except OSError as error:
             raise type(error)(
                 error.errno,

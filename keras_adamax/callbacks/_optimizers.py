@@ -72,6 +72,11 @@ def ours(optimizers: Sequence[Any]) -> list[AdamaxClipped]:
     return [leaf for leaf in found if isinstance(leaf, AdamaxClipped)]
 
 
+def state_of(optimizer: AdamaxClipped, ending: str) -> list[Any]:
+    """The variables of an optimizer's state whose names end so."""
+    return [v for v in optimizer.variables if v.name.endswith(ending)]
+
+
 def updates(optimizers: Sequence[Any]) -> Any:
     """The number of updates applied so far, as an integer tensor.
 

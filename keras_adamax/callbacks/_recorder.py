@@ -1,72 +1,29 @@
-"""What the loggers have in common: when a record is due and where it goes."""
+"""What the loggers have in common: when a record is due."""
 
 import math
 import os
-import re
 import threading
-import warnings
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_adamax import _validation
-from keras_adamax.callbacks import _callback_list, _event_files, _optimizers
+from keras_adamax import _validation, records
+from keras_adamax.callbacks import _callback_list, _optimizers
+from keras_adamax.callbacks._batch_logs import BatchLogs
 from keras_adamax.callbacks._batches import make_counter
-from keras_adamax.callbacks._csv_file import CsvFile
-from keras_adamax.callbacks._event_files import EventFile
-from keras_adamax.callbacks._records import (
-    HEADER,
-    Block,
-    Key,
-    Moment,
-    Records,
-    from_lines,
-    to_lines,
+from keras_adamax.callbacks._files import Files
+from keras_adamax.callbacks._measurement import (
+    QUANTITIES,
+    SUMMARIES,
+    Measurement,
+    scalars_of,
 )
-
-# Seconds. A callback that stands in front may take long, and where one has
-# failed in a thread, Keras says so only after our hook.
-LOGS_TIMEOUT = 10.0
-
-# The name and the shape of each trainable variable, in order.
-Architecture = Sequence[tuple[str, tuple[int, ...]]]
-
-# What our loggers put into `logs`: no logger records it as one of the logs.
-SUMMARIES = ("clip_rate", "spikes", "weight_delta", "weight_delta_ratio")
-# All that our loggers record.
-QUANTITIES = (*SUMMARIES, "spike_rate")
-
-
-class Measurement(NamedTuple):
-    """What a logger has measured.
-
-    Attributes:
-        step: Updates applied so far.
-        names: The variables' paths.
-        values: Quantity to one value a variable.
-        summary: Quantity to the value of all variables together.
-        histograms: Path to the largest absolute value and counts in bins.
-        earlier: What belongs to batches before: epoch, batch, and it.
-    """
-
-    step: int
-    names: tuple[str, ...]
-    values: Mapping[str, Sequence[float]]
-    summary: Mapping[str, float]
-    histograms: Mapping[str, tuple[float, Sequence[float]]] = {}
-    earlier: Sequence[tuple[int, int, "Measurement"]] = ()
-
-    def renamed(self, names: Mapping[str, str]) -> "Measurement":
-        """The same, of variables with other names."""
-        return self._replace(
-            names=tuple(names.get(n, n) for n in self.names),
-            histograms={names.get(n, n): h for n, h in self.histograms.items()},
-            earlier=[(e, b, m.renamed(names)) for e, b, m in self.earlier],
-        )
+from keras_adamax.callbacks._runs import Runs
+from keras_adamax.callbacks._window_means import WindowMeans
+from keras_adamax.records import Block, Key, Moment, Records
 
 
 class _Pending(NamedTuple):
@@ -87,6 +44,9 @@ class Recorder(keras.callbacks.Callback):
         update_freq: `"epoch"`, or a number of batches.
         log_dir: Folder for TensorBoard's event files, or `None`.
         filename: CSV file, or `None`.
+        batch_logs: Whether the summaries are added to the logs of batches;
+            or which of them.
+        on_record: Function of step, name and value, called for each value.
     """
 
     # On JAX and torch, `fit` waits for every batch if a callback has an
@@ -104,6 +64,8 @@ class Recorder(keras.callbacks.Callback):
         update_freq: str | int = "epoch",
         log_dir: str | os.PathLike | None = None,
         filename: str | os.PathLike | None = None,
+        batch_logs: bool | Sequence[str] = False,
+        on_record: Callable[[int, str, float], Any] | None = None,
     ):
         super().__init__()
         if update_freq != "epoch":
@@ -121,38 +83,36 @@ class Recorder(keras.callbacks.Callback):
         self.update_freq = update_freq
         self.log_dir = _check_path("log_dir", log_dir)
         self.filename = _check_path("filename", filename)
-        self._records = Records()
-        self._models: dict[int, weakref.ref[Any]] = {}
-        self._architectures: dict[int, Architecture] = {}
-        self._csv: CsvFile | None = None
-        self._events: EventFile | None = None
-        self._has_warned_of_order = False
+        self.batch_logs = _check_batch_logs(batch_logs, self._all_summaries())
+        if on_record is not None and not callable(on_record):
+            raise TypeError(
+                "`on_record` must be None or a function of three arguments: "
+                f"step, name and value. Received: on_record={on_record!r}."
+            )
+        self.on_record = on_record
+        self._runs = Runs(type(self).__name__)
+        self._files: Files | None = None
         self._reset()
 
     def _reset(self) -> None:
         """Forgets everything about the last `fit`, except for its records."""
         self._thread: int | None = None
-        self._run = 0
         self._epoch = 0
         self._optimizers: list[Any] = []
-        self._callbacks: list[Any] = []
         self._has_begun_training = False
         self._has_begun_run = False
         self._has_window = False
         self._restored: Mapping[str, Any] | None = None
-        self._file_run: int | None = None
-        self._is_other_model = False
-        self._recorded_names: tuple[str, ...] = ()
-        self._renamed: dict[str, str] = {}
+        self._run_in_file: int | None = None
         self._counter = make_counter(None, None)
         self._last_total = 0
         self._summary: dict[str, float] = {}
         self._pending: list[_Pending] = []
-        self._batch_logs: dict[int, dict[str, Any]] = {}
-        self._awaited: tuple[int, threading.Event] | None = None
-        self._logs_come = True
+        self._batch_logs = BatchLogs()
+        self._means = WindowMeans()
         self._last_scalars: tuple[Moment | None, set[str]] = (None, set())
         self._keys: dict[tuple, tuple[Key, ...]] = {}
+        self._runs.begin_fit()
 
     # What a logger adds
 
@@ -175,6 +135,10 @@ class Recorder(keras.callbacks.Callback):
         """What is to be written when an epoch ends and no record is due."""
         return Measurement(self._read_step(), (), {}, {})
 
+    def _epoch_summary(self) -> dict[str, float]:
+        """What the epoch that has just been measured adds to its logs."""
+        return self._summary
+
     def _end_windows(self) -> None:
         """Frees what is kept to measure from."""
 
@@ -196,7 +160,7 @@ class Recorder(keras.callbacks.Callback):
         applied), `variable` (a path; empty for a value of all variables
         together or a scalar of `logs`), `quantity` and `value`.
         """
-        return self._records.columns()
+        return self._runs.records.columns()
 
     def save_records(self, filename: str | os.PathLike) -> None:
         """Writes the records to a CSV file, which is replaced.
@@ -204,8 +168,7 @@ class Recorder(keras.callbacks.Callback):
         Args:
             filename: The file.
         """
-        with open(filename, "w", encoding="utf-8", newline="") as file:
-            file.write(HEADER + "".join(map(to_lines, self._records.blocks)))
+        records.save(self._runs.records.blocks, filename)
 
     def load_records(self, filename: str | os.PathLike) -> None:
         """Reads the records from a CSV file, in place of those in memory.
@@ -219,19 +182,7 @@ class Recorder(keras.callbacks.Callback):
         Raises:
             ValueError: If it does not hold records.
         """
-        with open(filename, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-        header, _, lines = text.partition("\n")
-        if header.rstrip() != HEADER.rstrip():
-            raise ValueError(
-                f"`filename` must be a CSV file with the columns "
-                f"{HEADER.rstrip()}. Received: filename={str(filename)!r}, "
-                f"which begins with {header[:80]!r}."
-            )
-        self._records = Records(
-            self._own_rows(from_lines(lines, str(filename), first_line=2))
-        )
-        self._models, self._architectures = {}, {}
+        self._runs.replace(Records(self._own_rows(records.load(filename))))
 
     def _own_rows(self, blocks: Sequence[Block]) -> list[Block]:
         """The rows that this logger would have made, of a file of several."""
@@ -266,7 +217,7 @@ class Recorder(keras.callbacks.Callback):
         """Keras calls it when `fit` begins."""
         super().set_model(model)
         self._has_begun_training = False
-        _attach(self)
+        _callback_list.attach(self)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks that records can be made and written."""
@@ -274,52 +225,25 @@ class Recorder(keras.callbacks.Callback):
         self._thread = threading.get_ident()
         self._has_begun_training = True
         model = self.model
-        callbacks = _callback_list.running()
-        self._callbacks = list(callbacks.callbacks) if callbacks else []
+        _callback_list.put_first(Recorder)
         self._optimizers = _optimizers.of_model(model)
         self._check_model()
         self._counter = make_counter(self.params, model)
-        if self._events is not None:
-            self._events.close()
-        self._csv = self._events = None
-        if self.filename is not None:
-            self._csv = CsvFile(self.filename, type(self).__name__)
-            tail = self._csv.prepare()
-            self._csv.forget_scalars()
-            self._file_run = tail.run
-            if tail.run is not None:
-                self._check_variables(self.filename, tail.run, tail.variables)
-        own_run = self._records.last_run
-        if own_run is not None:
-            self._check_variables(
-                "`records`", own_run, self._records.variables(own_run)
+        if self._files is not None:
+            self._files.close()
+        self._files = Files(
+            self.filename,
+            self.log_dir,
+            self.summary_keys[0],
+            type(self).__name__,
+        )
+        tail = self._files.open()
+        self._run_in_file = tail.run
+        if tail.run is not None:
+            self._runs.check_variables(
+                self._model, str(self.filename), tail.run, tail.variables
             )
-        if self.log_dir is not None:
-            folder = os.path.join(self.log_dir, self.summary_keys[0])
-            self._events = EventFile(folder, type(self).__name__)
-            self._events.open()
-
-    def _check_variables(
-        self, where: str, run: int, recorded: Sequence[str]
-    ) -> None:
-        architecture = _architecture_of(self._model)
-        names = [name for name, _ in architecture]
-        if (
-            not recorded
-            or not names
-            or self._run_of(self._model) is not None
-            or _have_one_shape(self._architectures.get(run, ()), architecture)
-            or _are_of_one_model(recorded, names)
-        ):
-            return
-        if not self._is_other_model:
-            warnings.warn(
-                f"{type(self).__name__}: {where} holds the records of another "
-                f"model, with {_some(recorded)}; this one has {_some(names)}. "
-                "They are kept, and a run of its own is added.",
-                stacklevel=2,
-            )
-        self._is_other_model = True
+        self._runs.check_model(self._model)
 
     def on_epoch_begin(
         self, epoch: int, logs: Mapping[str, Any] | None = None
@@ -330,6 +254,7 @@ class Recorder(keras.callbacks.Callback):
         if not self._has_begun_run:
             self._begin_run(epoch)
         self._counter.begin_epoch()
+        self._means.begin_epoch()
         self._open_window()
 
     def on_train_batch_begin(
@@ -347,7 +272,9 @@ class Recorder(keras.callbacks.Callback):
             self._finish_pending()
         if self._is_due():
             self._pending.append(self._make_record(done))
-            self._await_logs(done)
+            # Without an end in this thread, another one brings the logs.
+            if not self._counter.has_ended_here:
+                self._batch_logs.wait(done)
             self._finish_pending()
         elif not self._has_window and batch > 0:
             self._open_window()
@@ -360,12 +287,11 @@ class Recorder(keras.callbacks.Callback):
         if self.update_freq == "epoch" or logs is None:
             return
         if self._counter.may_cross(done, int(self.update_freq)):
-            self._batch_logs[done] = dict(logs)
-            self._logs_come = True
-            awaited = self._awaited
-            if awaited is not None and awaited[0] == done:
-                awaited[1].set()
-        logs.update(self._summary)
+            self._batch_logs.bring(done, logs)
+        summary = self._summary
+        logs.update(
+            {name: summary[name] for name in self.batch_logs if name in summary}
+        )
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -374,19 +300,24 @@ class Recorder(keras.callbacks.Callback):
         self._check_thread()
         done = self._counter.advance()
         self._finish_pending(at_once=True)
-        scalars = _scalars(logs)
-        if self.update_freq == "epoch" or self._is_due():
+        scalars = scalars_of(logs)
+        if self.update_freq == "epoch":
+            self._write(self._make_record(done), scalars)
+        elif self._is_due():
             record = self._make_record(done)
-            self._write(record, scalars)
+            means = self._means.end_window(done, scalars)
+            of_epoch = self._means.end_epoch(done, scalars)
+            self._write(record, {**of_epoch, **means})
         else:
-            between = self._measure_between().renamed(self._renamed)
-            moment = Moment(self._run, epoch, done, between.step)
-            self._write(_Pending(moment, between), scalars)
+            between = self._measure_between().renamed(self._runs.renamed)
+            self._means.learn_names(self._model, self.params)
+            moment = Moment(self._runs.run, epoch, done, between.step)
+            of_epoch = self._means.end_epoch(done, scalars)
+            self._write(_Pending(moment, between), of_epoch)
         self._batch_logs.clear()
         if logs is not None:
             logs.update(dict.fromkeys(self.summary_keys, math.nan))
-            logs.update(self._summary)
-        self._warn_of_order()
+            logs.update(self._epoch_summary())
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Writes what is left and closes the files."""
@@ -396,11 +327,9 @@ class Recorder(keras.callbacks.Callback):
         self._finish_pending(at_once=True)
         self._end_windows()
         self._has_window = False
-        if self._csv is not None:
-            self._csv.flush()
-        if self._events is not None:
-            self._events.close()
-        self._csv = self._events = None
+        if self._files is not None:
+            self._files.close()
+        self._files = None
 
     def _check_thread(self) -> None:
         if self._thread is None:
@@ -416,137 +345,36 @@ class Recorder(keras.callbacks.Callback):
                 "[logger])`, and call its hooks in one thread."
             )
 
-    # Runs
-
     def _begin_run(self, epoch: int) -> None:
         self._has_begun_run = True
+        assert self._files is not None
         if self._restored is not None:
-            self._continue_restored(self._restored)
+            self._continue_restored(self._restored, self._files)
             return
-        runs = [self._records.last_run, self._file_run]
-        last = max((run for run in runs if run is not None), default=None)
-        step = 0
-        if epoch > 0 and last is not None and not self._is_other_model:
-            step = self._read_step()
-        if step == 0 or last is None:  # a fresh optimizer continues nothing
-            self._run = 0 if last is None else last + 1
-        else:
-            own = self._run_of(self._model)
-            self._continue_run(last if own is None else own, step)
-        self._models[self._run] = weakref.ref(self._model)
+        step = self._runs.begin(
+            self._model, epoch, self._run_in_file, self._read_step
+        )
+        if step > 0:
+            kept = self._files.keep(self._runs.happened(step), step)
+            self._runs.go_on_after(step, self._own_rows(kept))
 
-    def _run_of(self, model: Any) -> int | None:
-        """The last run in memory that was made with this very model."""
-        present = {block.moment.run for block in self._records.blocks}
-        runs = [run for run, its in self._models.items() if its() is model]
-        return max(present.intersection(runs), default=None)
-
-    def _continue_run(self, run: int, step: int) -> None:
-        self._run = run
-        self._rename(self._architectures.get(run, ()))
-
-        def happened(moment: Moment) -> bool:
-            return moment.run != run or moment.step <= step
-
-        kept = self._csv.keep(happened) if self._csv is not None else []
-        if any(block.moment.run == run for block in self._records.blocks):
-            self._records.keep(happened)
-        else:
-            self._records = Records(self._own_rows(kept))
-        self._recorded_names = self._records.variables(run)
-        if self._events is not None:
-            self._events.forget_after(step)
-
-    def _rename(self, recorded: "Architecture") -> None:
-        """Goes on under the names in the records, if the shapes are equal."""
-        own = _architecture_of(self._model)
-        if _have_one_shape(recorded, own):
-            self._architectures[self._run] = recorded
-            self._renamed = {
-                name: old
-                for (old, _), (name, _) in zip(recorded, own, strict=True)
-                if name != old
-            }
-
-    def _continue_restored(self, state: Mapping[str, Any]) -> None:
-        run = self._run = state["run"]
-        self._keep_others(state["blocks"], run)
-        self._rename([(n, tuple(s)) for n, s in state.get("variables", ())])
-        self._models[run] = weakref.ref(self._model)
-        self._records = Records([*state["blocks"], *self._records.blocks])
-        self._recorded_names = self._records.variables(self._run)
+    def _continue_restored(
+        self, state: Mapping[str, Any], files: Files
+    ) -> None:
+        self._runs.restore(
+            self._model,
+            state["run"],
+            state["blocks"],
+            [(n, tuple(s)) for n, s in state.get("variables", ())],
+        )
         self._counter = make_counter(
             self.params, self._model, total=state["total"]
         )
         self._last_total = state["last_total"]
         self._summary = dict(state["summary"])
-        if self._csv is not None:
-            self._restore_csv(self._csv, state)
-        if self._events is not None:
-            self._events.forget_after(state["step"])
-
-    def _keep_others(self, restored: Sequence[Block], run: int) -> None:
-        """Keeps in memory only what a backup does not have.
-
-        That is what the logger has seen of other models. A run that differs
-        from the one of its number in the backup gets a new number.
-
-        Args:
-            restored: The records in the backup.
-            run: The run that it goes on with, perhaps without records so far.
-        """
-        first: dict[int, Block] = {}
-        for block in restored:
-            first.setdefault(block.moment.run, block)
-        last = max((run, self._records.last_run or 0, *first))
-        numbers: dict[int, int | None] = {}  # `None`: the backup has it
-        kept = []
-        for block in self._records.blocks:
-            old = block.moment.run
-            if old not in numbers:
-                numbers[old] = old
-                if old in first or old == run:
-                    # As text, where NaN equals NaN.
-                    is_same = to_lines(first.get(old, block)) == to_lines(block)
-                    last += not is_same
-                    numbers[old] = None if is_same else last
-            new = numbers[old]
-            if new is not None:
-                kept.append(
-                    block._replace(moment=block.moment._replace(run=new))
-                )
-        self._records = Records(kept)
-        moved = [(o, n) for o, n in numbers.items() if n is not None]
-        self._models = {
-            new: self._models[old] for old, new in moved if old in self._models
-        }
-        self._architectures = {
-            new: self._architectures[old]
-            for old, new in moved
-            if old in self._architectures
-        }
-
-    def _restore_csv(self, file: CsvFile, state: Mapping[str, Any]) -> None:
-        size = state["csv_size"]
-        if size is not None:
-            if file.restore(size, state["csv_pending"], state["run"]):
-                return
-            warnings.warn(
-                f"{type(self).__name__}: {self.filename} has become shorter "
-                "since the backup was made. What it lacks is written again.",
-                stacklevel=2,
-            )
-        run, step = state["run"], state["step"]
-        kept = file.keep(lambda m: m.run != run or m.step <= step)
-        present = {(b.moment, key) for b in kept for key in b.keys}
-        for moment, keys, values in self._records.blocks:
-            missing = [
-                (key, value)
-                for key, value in zip(keys, values, strict=True)
-                if (moment, key) not in present
-            ]
-            if missing:
-                file.append(Block(moment, *zip(*missing, strict=True)))
+        # Backups of earlier versions do not have it.
+        self._means.restore(state.get("means", [{}, 0]))
+        files.restore(state, state["step"], self._runs.records.blocks)
 
     # For AtomicBackup
 
@@ -558,21 +386,18 @@ class Recorder(keras.callbacks.Callback):
         """
         has_window = self._has_window and self.update_freq != "epoch"
         window, arrays = self._window_state() if has_window else (None, [])
-        if self._csv is not None:
-            self._csv.sync()
+        files = self._files
         return {
             "class": type(self).__name__,
-            "run": self._run,
+            "run": self._runs.run,
             "total": self._counter.total,
             "last_total": self._last_total,
             "summary": dict(self._summary),
-            "csv_size": None if self._csv is None else self._csv.size(),
-            "csv_pending": "" if self._csv is None else self._csv.pending(),
+            "means": self._means.to_json(),
+            **(files or Files(None, None, "", "")).backup_state(),
             "window": window,
-            "config": Recorder.get_config(self),
-            "variables": self._architectures.get(
-                self._run, _architecture_of(self._model)
-            ),
+            "config": self._destination(),
+            "variables": self._runs.architecture(self._model),
         }, arrays
 
     def restore_state(
@@ -607,13 +432,13 @@ class Recorder(keras.callbacks.Callback):
             is_alike: Whether its arguments must be equal, too.
         """
         return state["class"] == type(self).__name__ and (
-            not is_alike or state.get("config") == Recorder.get_config(self)
+            not is_alike or state.get("config") == self._destination()
         )
 
     @property
     def record_blocks(self) -> Sequence[Block]:
         """The records, by moment."""
-        return self._records.blocks
+        return self._runs.records.blocks
 
     @property
     def has_begun_training(self) -> bool:
@@ -654,42 +479,26 @@ class Recorder(keras.callbacks.Callback):
         had_window = self._has_window
         self._open_window()
         measurement = self._measure(had_window)
-        if self._recorded_names and not self._renamed:
-            self._renamed = _renaming(self._recorded_names, measurement.names)
-        self._recorded_names = ()
-        if self._run not in self._architectures:
-            self._architectures[self._run] = _architecture_of(self._model)
-        measurement = measurement.renamed(self._renamed)
+        if self.update_freq != "epoch":
+            self._means.learn_names(self._model, self.params)
+        measurement = self._runs.under_recorded_names(measurement, self._model)
         # One assignment: a thread may be reading it.
         self._summary = dict(measurement.summary)
-        moment = Moment(self._run, self._epoch, done, measurement.step)
+        moment = Moment(self._runs.run, self._epoch, done, measurement.step)
         return _Pending(moment, measurement)
-
-    def _await_logs(self, done: int) -> None:
-        """Waits for the logs of the last batch, which a thread may bring.
-
-        They need the results that the record has waited for already. So this
-        is short, and rows come into a file in the order of their steps. It is
-        for order alone: without logs, the record is written later.
-        """
-        if self._counter.has_ended_here:
-            return  # no thread brings any
-        event = threading.Event()
-        self._awaited = (done, event)
-        if done not in self._batch_logs and self._logs_come:
-            # `on_train_batch_end` sets it again: one stall is no rule.
-            self._logs_come = event.wait(timeout=LOGS_TIMEOUT)
-        self._awaited = None
 
     def _finish_pending(self, at_once: bool = False) -> None:
         """Writes records whose logs have come, or all of them."""
         while self._pending:
             record = self._pending[0]
-            logs = self._batch_logs.pop(record.moment.batch, None)
+            logs = self._batch_logs.take(record.moment.batch)
             if logs is None and not at_once:
                 return
             del self._pending[0]
-            self._write(record, _scalars(logs))
+            scalars = scalars_of(logs)
+            if logs is not None:
+                scalars = self._means.end_window(record.moment.batch, scalars)
+            self._write(record, scalars)
 
     def _write(self, record: _Pending, scalars: Mapping[str, float]) -> None:
         moment, measurement = record
@@ -720,11 +529,13 @@ class Recorder(keras.callbacks.Callback):
         values = [v for column in measurement.values.values() for v in column]
         values += [*measurement.summary.values(), *scalars.values()]
         block = Block(moment, keys, tuple(values))
-        self._records.append(block)
-        if self._csv is not None:
-            self._csv.append(block)
-        if self._events is not None:
-            self._write_events(block, measurement)
+        self._runs.records.append(block)
+        if self._files is not None:
+            self._files.write(block, measurement.histograms)
+        if self.on_record is not None:
+            for key, value in zip(block.keys, block.values, strict=True):
+                name = "/".join(filter(None, key))
+                self.on_record(moment.step, name, value)
 
     def _make_keys(
         self,
@@ -739,62 +550,36 @@ class Recorder(keras.callbacks.Callback):
             self._keys[parts] = tuple(keys + [Key("", q) for q in others])
         return self._keys[parts]
 
-    def _write_events(self, block: Block, measurement: Measurement) -> None:
-        assert self._events is not None
-        scalars = {
-            _tag(key): value
-            for key, value in zip(block.keys, block.values, strict=True)
-        }
-        histograms = {
-            _event_files.tag(name, "change"): histogram
-            for name, histogram in measurement.histograms.items()
-        }
-        self._events.write(block.moment.step, scalars, histograms)
-
-    def _warn_of_order(self) -> None:
-        """Says once that `logs` come too late for callbacks before us.
-
-        The first logger of the list speaks for all of them.
-        """
-        callbacks, self._callbacks = self._callbacks, []
-        leader = next((c for c in callbacks if isinstance(c, Recorder)), None)
-        if leader is not self or self._has_warned_of_order:
-            return
-        late = _callback_list.find_late(callbacks, Recorder)
-        if late is None:
-            return
-        self._has_warned_of_order = True
-        is_one = len(late.callbacks) == 1
-        loggers = _join(late.loggers)
-        warnings.warn(
-            f"{_join(late.callbacks)} {'lacks' if is_one else 'lack'} "
-            f"{_join(late.keys)} after the first epoch: "
-            f"{'it stands' if is_one else 'they stand'} before {loggers} in "
-            "the list of callbacks, and a logger reaches only those behind "
-            f"it. Put {loggers} first.",
-            stacklevel=2,
-        )
-
     # Serialization
 
     def __getstate__(self) -> dict[str, Any]:
-        # A `fit` that failed leaves its files open, which nothing can copy,
-        # and the other callbacks are not ours to copy.
-        return {
-            **self.__dict__,
-            "_csv": None,
-            "_events": None,
-            "_callbacks": [],
-            "_models": {},
-        }
+        # A `fit` that failed leaves its files open, which nothing can copy.
+        return {**self.__dict__, "_files": None}
 
     def get_config(self) -> dict[str, Any]:
         """The arguments; records are saved by `save_records`."""
+        batch_logs: bool | list[str] = list(self.batch_logs)
+        if self.batch_logs == self._all_summaries():
+            batch_logs = True
+        on_record = self.on_record
+        return {
+            **self._destination(),
+            "batch_logs": batch_logs or False,
+            "on_record": on_record
+            and keras.saving.serialize_keras_object(on_record),
+        }
+
+    def _destination(self) -> dict[str, Any]:
+        """When and where to it records: what it is known by in a backup."""
         return {
             "update_freq": self.update_freq,
             "log_dir": self.log_dir,
             "filename": self.filename,
         }
+
+    @classmethod
+    def _all_summaries(cls) -> tuple[str, ...]:
+        return tuple(name for name in cls.quantities if name in SUMMARIES)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Recorder":
@@ -803,33 +588,12 @@ class Recorder(keras.callbacks.Callback):
         Args:
             config: The arguments.
         """
+        config = dict(config)
+        if isinstance(config.get("on_record"), dict):
+            config["on_record"] = keras.saving.deserialize_keras_object(
+                config["on_record"]
+            )
         return cls(**config)
-
-
-# The loggers in each of Keras's lists of callbacks, also those that another
-# callback hands its hooks on to. A list is made for one `fit` (or `evaluate`,
-# or `predict`): what an earlier one has left behind, however it ended, is not
-# in that of the next.
-_attached: "weakref.WeakKeyDictionary[Any, list[weakref.ref[Recorder]]]" = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def _attach(recorder: Recorder) -> None:
-    callbacks = _callback_list.running()
-    if callbacks is not None and recorder not in _in(callbacks):
-        _attached.setdefault(callbacks, []).append(weakref.ref(recorder))
-
-
-def running_recorders() -> list[Recorder]:
-    """The recorders of the `fit` that calls `on_train_begin`, in order."""
-    callbacks = _callback_list.running()
-    return [] if callbacks is None else _in(callbacks)
-
-
-def _in(callbacks: Any) -> list[Recorder]:
-    recorders = [reference() for reference in _attached.get(callbacks, [])]
-    return [recorder for recorder in recorders if recorder is not None]
 
 
 def _check_path(name: str, value: Any) -> str | None:
@@ -843,80 +607,19 @@ def _check_path(name: str, value: Any) -> str | None:
     return str(os.fspath(value))
 
 
-def _scalars(logs: Mapping[str, Any] | None) -> dict[str, float]:
-    """The numbers among the logs that are not ours."""
-    return {
-        name: float(value)
-        for name, value in (logs or {}).items()
-        if name not in SUMMARIES
-        and (_validation.is_number(value) or isinstance(value, bool))
-    }
-
-
-def _tag(key: Key) -> str:
-    if key.variable:
-        return _event_files.tag(key.variable, key.quantity)
-    group = "all_weights" if key.quantity in QUANTITIES else "logs"
-    return f"{group}/{key.quantity}"
-
-
-def _architecture_of(model: Any) -> Architecture:
-    variables = model.trainable_variables
-    names = _optimizers.unique_names([v.path for v in variables])
-    shapes = [tuple(v.shape) for v in variables]
-    return list(zip(names, shapes, strict=True))
-
-
-def _have_one_shape(first: Architecture, second: Architecture) -> bool:
-    """Whether the variables have the same shapes, in order."""
-    return bool(first) and [s for _, s in first] == [s for _, s in second]
-
-
-def _ending(name: str) -> str:
-    return "/".join(name.split("/")[-2:])
-
-
-def _are_of_one_model(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether names can be those of one model, some of them frozen perhaps.
-
-    A model that is loaded from a file may have lost the first part of each.
-    """
-    one, other = set(map(_ending, first)), set(map(_ending, second))
-    return one <= other or other <= one or _are_numbered_anew(first, second)
-
-
-def _are_numbered_anew(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether only the numbers differ that Keras gives to a second `Dense`."""
-    one, other = (
-        [re.sub(r"_\d+(?=/|$)", "", _ending(name)) for name in names]
-        for names in (first, second)
-    )
-    return one == other
-
-
-def _renaming(recorded: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """From the names of a reloaded model to those that it was recorded with."""
-    if not _are_numbered_anew(recorded, names) and (
-        len(recorded) != len(names)
-        or any(
-            not (
-                old == new
-                or f"/{old}".endswith(f"/{new}")
-                or f"/{new}".endswith(f"/{old}")
-            )
-            for old, new in zip(recorded, names, strict=True)
+def _check_batch_logs(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return known if value else ()
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(
+            "`batch_logs` must be a bool or a list of some of "
+            f"{', '.join(known)}. Received: batch_logs={value!r} (of type "
+            f"{type(value).__name__})."
         )
-    ):
-        return {}
-    return {n: o for o, n in zip(recorded, names, strict=True) if o != n}
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    text = ", ".join(names[:limit])
-    return text if len(names) <= limit else f"{text}, ... ({len(names)})"
-
-
-def _join(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]).removeprefix(
-        " and "
-    )
+    unknown = [name for name in value if name not in known]
+    if unknown:
+        raise ValueError(
+            "`batch_logs` must be a bool or a list of some of "
+            f"{', '.join(known)}. Received: batch_logs={list(value)!r}."
+        )
+    return tuple(value)

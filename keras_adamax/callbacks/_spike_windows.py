@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from keras_adamax.spikes import Spike, SpikeStatistics
+from keras_adamax.spike_rule import Spike, SpikeStatistics
 
 
 class Origin(NamedTuple):

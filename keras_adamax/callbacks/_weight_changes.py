@@ -14,8 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_adamax import kernels
-from keras_adamax.callbacks import _optimizers
+from keras_adamax import backends
+from keras_adamax.callbacks import _devices, _optimizers
 from keras_adamax.update_rule import compute_dtype
 
 Tensor = Any
@@ -61,8 +61,8 @@ class WeightChanges:
         self.variables = list(variables)
         self._function = _measure_and_count if with_counts else _measure_plainly
         self._with_counts = with_counts
-        self._kernel = kernels.load()
-        with self._kernel.no_gradient():
+        self._device = _devices.load()
+        with backends.load().no_gradient():
             self._previous = [ops.copy(v) for v in self.variables]
 
     def measure(self, step: Tensor) -> tuple[int, list[WeightChange]]:
@@ -75,7 +75,7 @@ class WeightChanges:
             The step and one `WeightChange` a variable.
         """
         current = [_optimizers.value_of(v) for v in self.variables]
-        packed = self._kernel.measure(
+        packed = self._device.measure(
             self._function,
             pack,
             self._previous,
@@ -84,7 +84,7 @@ class WeightChanges:
         )
         values = ops.convert_to_numpy(packed).astype("float64")
         # Now that the result is here, nothing needs the old copy any more.
-        self._kernel.overwrite(self._previous, current)
+        self._device.overwrite(self._previous, current)
         width = 4 + (BINS if self._with_counts else 0)
         rows = values[:-2].reshape(len(current), width)
         changes = []
@@ -118,7 +118,7 @@ class WeightChanges:
             zip(arrays, self._previous, strict=True)
         ):
             restored = ops.cast(ops.convert_to_tensor(array), value.dtype)
-            self._previous[i] = self._kernel.place_like(restored, value)
+            self._previous[i] = self._device.place_like(restored, value)
 
 
 def _norm(largest: float, squares: float) -> float:
@@ -164,7 +164,7 @@ def _measure(
     ) -> Tensor:
         # XLA computes equal expressions once and would keep the change for
         # the next reduction; values that come after the last one are others.
-        old, new = kernels.load().after(after, previous, current)
+        old, new = _devices.load().after(after, previous, current)
         return _fold(
             function, combine, old, new, initial, block if in_blocks else None
         )
@@ -211,7 +211,7 @@ def _measure(
             ops.isnan(position), ops.full_like(position, bins / 2), position
         )
         index = ops.cast(ops.clip(ops.floor(position), 0, bins - 1), "int32")
-        return kernels.load().count_integers(ops.reshape(index, (-1,)), bins)
+        return _devices.load().count_integers(ops.reshape(index, (-1,)), bins)
 
     # A bin of int32 may overflow where a variable has more than it can count.
     is_large = math.prod(current.shape) > LARGEST_INDEX

@@ -1,11 +1,6 @@
 """`AtomicBackup`: a stopped or killed `fit` goes on as if nothing happened."""
 
-import errno
-import itertools
-import math
 import os
-import re
-import shutil
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,27 +11,20 @@ import keras
 import numpy as np
 from keras import ops, saving
 
-from keras_adamax import _atomic_files, _validation
-from keras_adamax.callbacks import (
-    _averages,
-    _callback_list,
-    _model_state,
-    _optimizers,
+from keras_adamax import _validation
+from keras_adamax.callbacks import _callback_list, _optimizers
+from keras_adamax.callbacks._backup import (
+    averages,
+    model_state,
+    weights_file,
 )
+from keras_adamax.callbacks._backup.generations import Damaged, Generations
+from keras_adamax.callbacks._backup.journals import Journals
 from keras_adamax.callbacks._batches import make_counter
-from keras_adamax.callbacks._generations import Damaged, Generations
-from keras_adamax.callbacks._recorder import Recorder, running_recorders
-from keras_adamax.callbacks._records import Block, from_lines, to_lines
+from keras_adamax.callbacks._recorder import Recorder
 
 _WEIGHTS = "model.weights.h5"
 _ARRAYS = "arrays.npz"
-_JOURNAL = "records-{}-{}.csv"
-# What HDF5 adds for a variable or a layer, at most.
-_HDF5_BYTES = 2**12
-
-
-class _Hdf5Error(OSError):
-    """HDF5 could not end a file; if it goes on, it may crash the process."""
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -162,7 +150,6 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._last_total = 0
         self._epoch = 0
         self._history: dict[str, Any] | None = None
-        self._journaled: dict[str, int] = {}
         self._generations = Generations(self._folder)
         self._swaps: list[Any] = []
         self._are_behind: list[bool] = []
@@ -171,7 +158,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._has_warned_of_removal = False
         self._has_given_up = False
         self._recorders: list[Recorder] = []
-        self._journals: dict[str, Recorder] = {}
+        self._journals = Journals(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -192,7 +179,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 "it has no `call`, build its layers and set `model.built = "
                 "True`."
             )
-        self._recorders = running_recorders()
+        self._recorders = _callback_list.attached()
         for recorder in self._recorders:
             if not recorder.has_begun_training:
                 raise ValueError(
@@ -203,7 +190,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         # Not the list: it would keep loggers alive that a model has outlived.
         running = _callback_list.running()
         callbacks = [] if running is None else list(running.callbacks)
-        self._swaps = _averages.swapping(callbacks)
+        self._swaps = averages.swapping(callbacks)
         behind = [c is self for c in callbacks]
         self._are_behind = [
             any(behind[: callbacks.index(swap)]) for swap in self._swaps
@@ -212,9 +199,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._prepare_folder()
         restored = self._read_newest()
         if restored is None:
-            for journal in self._folder.glob(_JOURNAL.format("*", "*")):
-                journal.unlink()
-            self._journals = self._choose_journals({})
+            self._journals.begin(self._recorders)
         else:
             self._restore(model, *restored)
 
@@ -258,7 +243,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._end_restoring()
         if self.delete_checkpoint:
             self._delete()
-        self._recorders, self._journals = [], {}
+        self._recorders = []
+        self._journals.forget_loggers()
 
     def _check_thread(self) -> None:
         if threading.get_ident() != self._thread:
@@ -329,7 +315,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             self._write_generation(epoch, batch, logs)
             self._warn_of_removal(self._generations.tidy())
         except OSError as error:
-            self._has_given_up = isinstance(error, _Hdf5Error)
+            self._has_given_up = isinstance(error, weights_file.Hdf5Error)
             if self._has_warned and not self._has_given_up:
                 return
             self._has_warned = True
@@ -373,15 +359,10 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             f"variable-{i}": ops.convert_to_numpy(v)
-            for i, v in enumerate(_model_state.unsaved_variables(model))
+            for i, v in enumerate(model_state.unsaved_variables(model))
         }
-        states = {}
-        for journal, recorder in self._journals.items():
-            state, kept = recorder.backup_state()
-            state["journal_size"] = self._append_to_journal(journal, recorder)
-            state["arrays"] = len(kept)
-            arrays |= {f"{journal}-{i}": a for i, a in enumerate(kept)}
-            states[journal] = state
+        states, of_loggers = self._journals.write()
+        arrays |= of_loggers
         step = int(
             ops.convert_to_numpy(
                 _optimizers.updates(_optimizers.of_model(model))
@@ -389,10 +370,10 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         )
         # In the middle of an epoch, the weights are in the model.
         swaps = [] if logs is None else self._swaps
-        flags = [_averages.are_in_model(swap) for swap in swaps]
+        flags = [averages.are_in_model(swap) for swap in swaps]
         content = {
             "version": 1,
-            "model": _model_state.describe(model),
+            "model": model_state.describe(model),
             "averages_in_model": flags,
             # See `SwapEMAWeights.on_epoch_end`.
             "has_only_averages": any(flags)
@@ -406,31 +387,10 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         }
 
         def write_files(folder: Path) -> None:
-            _save_weights(model, folder / _WEIGHTS)
+            weights_file.save(model, folder / _WEIGHTS)
             np.savez(folder / _ARRAYS, **arrays)
 
         self._generations.write(content, write_files)
-
-    def _append_to_journal(self, journal: str, recorder: Recorder) -> int:
-        """Adds a logger's new records to a file; returns its size.
-
-        What a crash leaves behind the size that a generation knows is cut off
-        when that one is restored.
-        """
-        path = self._folder / journal
-        blocks = recorder.record_blocks
-        done = self._journaled.get(journal, 0)
-        before = path.stat().st_size if path.exists() else 0
-        try:
-            with open(path, "ab") as file:
-                file.write("".join(map(to_lines, blocks[done:])).encode())
-            _atomic_files.sync(path)
-        except OSError:
-            if path.exists():  # what follows must not stand in a torn line
-                os.truncate(path, before)
-            raise
-        self._journaled[journal] = len(blocks)
-        return path.stat().st_size
 
     def _history_with(
         self, model: Any, logs: Mapping[str, Any] | None
@@ -501,7 +461,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             arrays = dict(file)
         description = state.get("model")
         if description is not None:
-            _model_state.prepare(model, description, str(path))
+            model_state.prepare(model, description, str(path))
         elif model.optimizer is not None and not model.optimizer.built:
             # Backups of earlier versions do not say what they are of.
             model.optimizer.build(model.trainable_variables)
@@ -517,51 +477,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._counter = make_counter(self.params, model, state["total"])
         self._last_total = state["total"]
         self._history = state["history"]
-        self._journals = self._choose_journals(state["loggers"])
-        for journal, recorder in self._journals.items():
-            own = state["loggers"].get(journal)
-            if own is not None:
-                blocks = self._read_journal(journal, own["journal_size"])
-                kept = [arrays[f"{journal}-{i}"] for i in range(own["arrays"])]
-                recorder.restore_state(own, kept, blocks, state["step"])
-                self._journaled[journal] = len(blocks)
-
-    def _choose_journals(
-        self, saved: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, Recorder]:
-        """A file for each logger's records: that of a backup, if it has one.
-
-        A logger is known by its class and configuration, and of several such
-        by their order. Where nobody has the configuration, class and order
-        decide: a file may have been moved.
-
-        Args:
-            saved: File name to state of the loggers in the backup.
-        """
-        left, result = dict(saved), {}
-        waiting = list(self._recorders)
-        for is_alike in (True, False):
-            for recorder in list(waiting):
-                name = next(
-                    (n for n, s in left.items() if recorder.fits(s, is_alike)),
-                    None,
-                )
-                if name is not None:
-                    del left[name]
-                    waiting.remove(recorder)
-                    result[name] = recorder
-        for recorder in waiting:
-            result[self._new_journal(recorder, {*saved, *result})] = recorder
-        return result
-
-    def _new_journal(self, recorder: Recorder, taken: set[str]) -> str:
-        numbers = itertools.count()
-        names = (_JOURNAL.format(type(recorder).__name__, n) for n in numbers)
-        # A file that is there may be that of an older generation.
-        return next(
-            name
-            for name in names
-            if name not in taken and not (self._folder / name).exists()
+        self._journals.restore(
+            self._recorders, state["loggers"], arrays, state["step"]
         )
 
     def _assign(
@@ -570,7 +487,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         model.load_weights(path / _WEIGHTS)
         description = state.get("model")
         if description is not None:
-            _model_state.check_updates(model, description, str(path))
+            model_state.check_updates(model, description, str(path))
         step = int(
             ops.convert_to_numpy(
                 _optimizers.updates(_optimizers.of_model(model))
@@ -584,27 +501,13 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 "model has several, build each before `fit`: "
                 "`model.d_optimizer.build(variables)`."
             )
-        for i, variable in enumerate(_model_state.unsaved_variables(model)):
+        for i, variable in enumerate(model_state.unsaved_variables(model)):
             variable.assign(arrays[f"variable-{i}"])
         flags = state.get("averages_in_model")
         if flags is None and state["batch"] == 0:
             # Backups of earlier versions do not say it: the order does.
             flags = [not is_behind for is_behind in self._are_behind]
-        _averages.finish_swaps(model, self.params, state["epoch"], flags or ())
-
-    def _read_journal(self, journal: str, size: int) -> list[Block]:
-        path = self._folder / journal
-        data = path.read_bytes() if path.exists() else b""
-        if len(data) < size:
-            warnings.warn(
-                f"AtomicBackup: {path} is damaged: records in memory from "
-                "before the backup are lost. (CSV files are not touched.)",
-                stacklevel=2,
-            )
-            size = data.rfind(b"\n") + 1
-        if len(data) > size:
-            os.truncate(path, size)
-        return from_lines(data[:size].decode(), str(path))
+        averages.finish_swaps(model, self.params, state["epoch"], flags or ())
 
     def _restore_history(self) -> None:
         if self._history is None:
@@ -621,11 +524,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         if not self._folder.is_dir():
             return
         failures = self._generations.tidy(keep=0)
-        for journal in self._folder.glob(_JOURNAL.format("*", "*")):
-            try:
-                journal.unlink()
-            except OSError as error:
-                failures.append(f"{journal} ({error.strerror})")
+        failures += self._journals.remove()
         left = self._generations.paths()
         if left:
             warnings.warn(
@@ -657,37 +556,3 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             config: The arguments.
         """
         return cls(**config)
-
-
-def _save_weights(model: Any, path: Path) -> None:
-    """Saves weights, if there is room: HDF5 does not survive a full disk.
-
-    Raises:
-        OSError: If there is none.
-        _Hdf5Error: If the file system has refused something all the same.
-    """
-    if shutil.disk_usage(path.parent).free < _bytes_of_weights(model):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    try:
-        model.save_weights(path)
-    except (OSError, RuntimeError) as error:
-        # The latter where it fails when the file is closed.
-        number = re.search(r"errno = (\d+)", str(error))
-        if number is None:
-            raise
-        code = int(number[1])
-        raise _Hdf5Error(code, os.strerror(code), str(path)) from error
-
-
-def _bytes_of_weights(model: Any) -> int:
-    """What a file of the weights needs, rather more than less."""
-    variables = list(model.variables)
-    for optimizer in _model_state.held_optimizers(model).values():
-        variables += optimizer.variables
-    # Half precision may be saved as float32; float64 has 8 bytes.
-    return sum(
-        8 * math.prod(v.shape)
-        if keras.backend.standardize_dtype(v.dtype).endswith("64")
-        else 4 * math.prod(v.shape)
-        for v in variables
-    ) + _HDF5_BYTES * (len(variables) + len(model.layers) + 8)

@@ -1,21 +1,30 @@
-"""`ClipRateLogger`: how often gradients are clipped."""
+"""`ClipRateLogger`: how often gradients are clipped, and how large they are."""
 
 import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from keras import saving
 
 from keras_adamax.adamax_clipped import AdamaxClipped
-from keras_adamax.callbacks import _clip_counts, _optimizers
-from keras_adamax.callbacks._recorder import Measurement, Recorder
+from keras_adamax.callbacks import (
+    _clip_counts,
+    _gradient_windows,
+    _optimizers,
+)
+from keras_adamax.callbacks._measurement import Measurement
+from keras_adamax.callbacks._recorder import Recorder
 from keras_adamax.callbacks._spike_windows import SpikeWindow
-from keras_adamax.spikes import Spike, SpikeStatistics
-from keras_adamax.statistics import ClipStatistics
+from keras_adamax.clip_statistics import ClipStatistics
+from keras_adamax.gradient_statistics import (
+    GradientStatistics,
+    NonfiniteGradient,
+)
+from keras_adamax.spike_rule import Spike, SpikeStatistics
 from keras_adamax.target_clip_rate import SMALLEST
 
 
@@ -33,19 +42,40 @@ class ClipRateLogger(Recorder):
 
         clip_rate = count(|g| > bound) / count(g)
 
-    Put it first in the list of callbacks: what it adds to `logs` reaches the
-    callbacks behind it. These see `clip_rate`, over all variables together;
-    with a number of batches as `update_freq` it is that of the last record
-    (NaN before the first), and the progress bar shows it from the next batch
-    on. `records` and the files hold the rate of every variable. If a callback
-    of Keras stands before it that lacks the key, a warning says so after the
-    first epoch.
+    It is NaN where nothing was counted, and of a variable whose gradient has
+    become NaN: training has diverged.
 
-    With a spike gate (`spike_threshold`), `logs` have `spikes` as well: how
-    many steps it has left out since the last record. Each of the last 16 of
-    them has rows of its own, with the quantity `spike_rate`: the fraction of
-    all elements that exceeded their bound, and that of the up to five
-    variables in which it was largest. `batch` is the number of the batch in
+    The logs of an epoch get `clip_rate`, that of the epoch, over all variables
+    together. `records` and the files hold the rate of every variable since
+    the last record. In `fit` the logger puts itself before the other
+    callbacks, so that all of them see what it adds to the logs.
+
+    With a number of batches as `update_freq`, a recorded `loss` (and any other
+    mean of Keras's) is the mean over the batches since the last record. Keras's
+    own mean over the epoch is recorded at its end, as `epoch_loss`.
+
+    With `track_gradient_norms`, the logs have `gradient_norm`, too: the norm of
+    all gradients together, as the clipping was given them. Recorded are, of
+    every variable and over the steps since the last record,
+
+    - `gradient_norm`: the norm of the gradient (of several steps, the root mean
+      square),
+    - `clipped_share`: which fraction of the squared norm the clipping took
+      away,
+    - `update_norm`: the norm of what a step subtracted from the weight, without
+      weight decay,
+    - `nonfinite_elements`, where there are any: how many elements of the
+      gradient were NaN or infinite. The first record with one warns, and names
+      the variables and the call of `apply`.
+
+    With `skip_nonfinite`, the logs have `skipped_steps` as well: how many steps
+    were left out in the epoch. The first record with one warns of it.
+
+    With a spike gate (`spike_threshold`), they have `spikes`: how many steps it
+    has left out in the epoch. Each of the last 16 of them has rows of its own,
+    with the quantity `spike_rate`: the fraction of all elements that exceeded
+    their bound, and that of the up to five variables in which it was largest.
+    `batch` is the number of the batch in
     its epoch, from 1 on, and `step` the updates before it. The optimizer
     counts calls of `apply`, so that the batch is right where each batch is
     one call. A `LossScaleOptimizer` makes none for a step that it withholds:
@@ -61,6 +91,15 @@ class ClipRateLogger(Recorder):
         filename: CSV file with the columns `run,epoch,batch,step,variable,
             quantity,value`. It is appended to, and a `WeightDeltaLogger` may
             write to the same. Defaults to `None`.
+        batch_logs: Whether the summaries of the last record are added to the
+            logs of every batch, too, which the progress bar shows; or a list
+            of some of them. A line in a terminal of 80 columns has no room for
+            them. Defaults to `False`.
+        on_record: Function of `step`, `name` and `value`, called for each
+            value that is recorded, in the thread of `fit`; see
+            `keras_adamax.trackers`. `name` is the path of a variable and the
+            quantity, with a slash between them, or the quantity alone.
+            Defaults to `None`.
 
     Attributes:
         records: Dictionary of the same columns, as NumPy arrays.
@@ -133,30 +172,53 @@ class ClipRateLogger(Recorder):
     """
 
     summary_keys = ("clip_rate",)
-    quantities = ("clip_rate", "spikes", "spike_rate")
+    quantities = (
+        "clip_rate",
+        "gradient_norm",
+        "clipped_share",
+        "update_norm",
+        "nonfinite_elements",
+        "skipped_steps",
+        "spikes",
+        "spike_rate",
+    )
 
     def __init__(
         self,
         update_freq: str | int = "epoch",
         log_dir: str | os.PathLike | None = None,
         filename: str | os.PathLike | None = None,
+        *,
+        batch_logs: bool | Sequence[str] = False,
+        on_record: Callable[[int, str, float], Any] | None = None,
     ):
-        super().__init__(update_freq, log_dir, filename)
+        super().__init__(update_freq, log_dir, filename, batch_logs, on_record)
 
     def _reset(self) -> None:
         super()._reset()
         self.summary_keys = type(self).summary_keys
         self._snapshots: list[ClipStatistics] = []
         self._spikes: list[SpikeWindow] = []
+        self._skipped: list[int] = []
+        # At the begin of the epoch, and when they were read last.
+        self._of_epoch = self._latest = _clip_counts.NOTHING
+        self._gradients: list[GradientStatistics] = []
+        self._nonfinite: list[dict[str, NonfiniteGradient]] = []
+        self._has_warned_of_nonfinite = False
         self._has_warned_of_loss = False
+        self._has_warned_of_skips = False
         self._has_warned_of_target = False
 
     def _ours(self) -> list[AdamaxClipped]:
         """The optimizers to read, with their state brought up to date."""
         self._bring_up_to_date()
         ours = _optimizers.ours(self._optimizers)
-        if any(optimizer.has_spike_gate for optimizer in ours):
-            self.summary_keys = ("clip_rate", "spikes")
+        self.summary_keys = (
+            "clip_rate",
+            *["gradient_norm"] * any(o.track_gradient_norms for o in ours),
+            *["spikes"] * any(optimizer.has_spike_gate for optimizer in ours),
+            *["skipped_steps"] * any(o.skip_nonfinite for o in ours),
+        )
         return ours
 
     def on_epoch_begin(
@@ -191,12 +253,21 @@ class ClipRateLogger(Recorder):
 
     def _begin_window(self) -> bool:
         optimizers = self._ours()
-        self._snapshots = [o.clip_statistics() for o in optimizers]
+        clips = [o.clip_statistics() for o in optimizers]
+        spikes = [o.spike_statistics() for o in optimizers]
+        skipped = [o.skipped_steps() for o in optimizers]
+        self._gradients = [o.gradient_statistics() for o in optimizers]
+        self._nonfinite = [o.nonfinite_gradients() for o in optimizers]
+        self._of_epoch = _clip_counts.NOTHING._replace(
+            clips=clips,
+            spikes=spikes,
+            skipped=skipped,
+            gradients=self._gradients,
+        )
+        self._snapshots, self._skipped = clips, skipped
         self._spikes = [
-            SpikeWindow.of(
-                o.spike_statistics(), self._epoch, self._counter.done
-            )
-            for o in optimizers
+            SpikeWindow.of(gate, self._epoch, self._counter.done)
+            for gate in spikes
         ]
         return True
 
@@ -206,47 +277,121 @@ class ClipRateLogger(Recorder):
         if not optimizers:
             self._check_model()
         before = self._snapshots
-        step, self._snapshots, gates = _clip_counts.read(self._optimizers)
+        self._latest = _clip_counts.read(self._optimizers)
+        step, self._snapshots, gates, diverged, skipped, *_ = self._latest
         names: list[str] = []
         rates: list[float] = []
-        clipped = counted = 0
         earlier = self._find_spikes(step, gates)
         spikes = [
             window.count(gate)
             for window, gate in zip(self._spikes, gates, strict=True)
         ]
-        for i, (optimizer, now) in enumerate(
-            zip(optimizers, self._snapshots, strict=True)
+        all_elapsed = self._all_since(self._snapshots, before)
+        for optimizer, now, elapsed, nan in zip(
+            optimizers, self._snapshots, all_elapsed, diverged, strict=True
         ):
-            elapsed = self._since(now, before[i] if i < len(before) else None)
+            names += now.counted
             if elapsed is None:
-                names += now.counted
                 rates += [math.nan] * len(now.counted)
-                continue
-            names += elapsed.counted
-            if optimizer.clip_gradients:
-                rates += elapsed.rates().values()
+            elif optimizer.clip_gradients:
+                rates += [
+                    math.nan if path in nan else rate
+                    for path, rate in elapsed.rates().items()
+                ]
                 self._check_target(optimizer, elapsed.rate())
-                clipped += sum(elapsed.clipped.values())
-                counted += sum(elapsed.counted.values())
             else:
                 rates += [0.0] * len(elapsed.counted)
-        if counted:
-            rate = clipped / counted
-        else:
-            off = [r for r in rates if not math.isnan(r)]
-            rate = 0.0 if off else math.nan
-        summary: dict[str, float] = {"clip_rate": rate}
+        summary = {"clip_rate": _rate(optimizers, all_elapsed, diverged)}
+        values = {"clip_rate": rates}
+        if "gradient_norm" in self.summary_keys:
+            values |= self._measure_gradients(summary)
         if "spikes" in self.summary_keys:
             # A total that has become smaller is of a state that was loaded.
             summary["spikes"] = math.nan if min(spikes) < 0 else sum(spikes)
+        if "skipped_steps" in self.summary_keys:
+            number = _grown(self._skipped, skipped)
+            summary["skipped_steps"] = number
+            self._warn_of_skips(number)
+        self._skipped = skipped
         return Measurement(
             step,
             tuple(_optimizers.unique_names(names)),
-            {"clip_rate": rates},
+            values,
             summary,
             earlier=earlier,
         )
+
+    def _measure_gradients(
+        self, summary: dict[str, float]
+    ) -> dict[str, list[float]]:
+        """Quantity to one value per variable; adds to the summary."""
+        before, not_finite = self._gradients, self._nonfinite
+        self._gradients = self._latest.gradients
+        self._nonfinite = self._latest.nonfinite
+        elapsed = _gradients_since(self._gradients, before)
+        summary["gradient_norm"] = _gradient_windows.norm(elapsed)
+        names = [list(clips.counted) for clips in self._latest.clips]
+        values = _gradient_windows.values(names, elapsed)
+        found = [
+            _gradient_windows.nonfinite_elements(
+                now, not_finite[i] if i < len(not_finite) else {}
+            )
+            for i, now in enumerate(self._nonfinite)
+        ]
+        if any(found):
+            values["nonfinite_elements"] = [
+                float(its.get(path, 0))
+                for its, paths in zip(found, names, strict=True)
+                for path in paths
+            ]
+            if not self._has_warned_of_nonfinite:
+                self._has_warned_of_nonfinite = True
+                ours = _optimizers.ours(self._optimizers)
+                for o, now, its in zip(
+                    ours, self._nonfinite, found, strict=True
+                ):
+                    if its:
+                        _gradient_windows.warn_of_nonfinite(
+                            now, its, self._epoch, o.skip_nonfinite
+                        )
+        return values
+
+    def _epoch_summary(self) -> dict[str, float]:
+        begin, self._of_epoch = self._of_epoch, self._latest
+        if self.update_freq == "epoch":
+            return super()._epoch_summary()
+        optimizers = _optimizers.ours(self._optimizers)
+        elapsed = self._all_since(self._latest.clips, begin.clips)
+        summary = {
+            "clip_rate": _rate(optimizers, elapsed, self._latest.diverged)
+        }
+        if "gradient_norm" in self.summary_keys:
+            summary["gradient_norm"] = _gradient_windows.norm(
+                _gradients_since(self._latest.gradients, begin.gradients)
+            )
+        if "spikes" in self.summary_keys:
+            summary["spikes"] = _grown(
+                [gate.spike_steps for gate in begin.spikes],
+                [gate.spike_steps for gate in self._latest.spikes],
+            )
+        if "skipped_steps" in self.summary_keys:
+            summary["skipped_steps"] = _grown(
+                begin.skipped, self._latest.skipped
+            )
+        return summary
+
+    def _warn_of_skips(self, number: float) -> None:
+        # Where variables were named, that has been said.
+        if number > 0 and not (
+            self._has_warned_of_skips or self._has_warned_of_nonfinite
+        ):
+            self._has_warned_of_skips = True
+            warnings.warn(
+                f"{number} step(s) were left out since the last record (epoch "
+                f"{self._epoch + 1}), because a gradient had a NaN or an "
+                "infinity (`skip_nonfinite`). `skipped_steps` counts them.",
+                stacklevel=2,
+            )
 
     def _check_target(self, optimizer: AdamaxClipped, rate: float) -> None:
         target = optimizer.target_clip_rate
@@ -272,10 +417,14 @@ class ClipRateLogger(Recorder):
 
     def _measure_between(self) -> Measurement:
         self._ours()
-        step, snapshots, gates = _clip_counts.read(self._optimizers)
+        self._latest = _clip_counts.read(self._optimizers)
+        step, snapshots, gates, *_ = self._latest
         # Optimizers that were not built when the window began.
         for _ in snapshots[len(self._snapshots) :]:
             self._snapshots.append(ClipStatistics({}, {}))
+            self._skipped.append(0)
+            self._gradients.append(GradientStatistics({}, {}, {}, {}, {}))
+            self._nonfinite.append({})
         earlier = self._find_spikes(step, gates)
         return Measurement(step, (), {}, {}, earlier=earlier)
 
@@ -305,6 +454,18 @@ class ClipRateLogger(Recorder):
             for epoch, batch, its in sorted(found)
         ]
 
+    def _all_since(
+        self,
+        now: Sequence[ClipStatistics],
+        before: Sequence[ClipStatistics],
+    ) -> list[ClipStatistics | None]:
+        """What each optimizer has counted meanwhile; `None`: not known."""
+        # Those that were not built before had counted nothing.
+        return [
+            self._since(its, before[i] if i < len(before) else None)
+            for i, its in enumerate(now)
+        ]
+
     def _since(
         self, now: ClipStatistics, before: ClipStatistics | None
     ) -> ClipStatistics | None:
@@ -330,37 +491,105 @@ class ClipRateLogger(Recorder):
 
     def _window_state(self) -> tuple[Any, list[np.ndarray]]:
         return [
-            [dict(s.clipped), dict(s.counted), w.to_json()]
-            for s, w in zip(self._snapshots, self._spikes, strict=True)
+            [
+                dict(s.clipped),
+                dict(s.counted),
+                w.to_json(),
+                skipped,
+                dataclasses.asdict(gradients),
+                nonfinite,
+            ]
+            for s, w, skipped, gradients, nonfinite in zip(
+                self._snapshots,
+                self._spikes,
+                self._skipped,
+                self._gradients,
+                self._nonfinite,
+                strict=True,
+            )
         ], []
 
     def _restore_window(self, state: Any, arrays: list[np.ndarray]) -> None:
         del arrays
-        self._snapshots = [
-            self._under_present_names(ClipStatistics(clipped, counted), now)
-            for (clipped, counted, *_), now in zip(
-                state, self._snapshots, strict=True
+        for i, (clipped, counted, *its) in enumerate(state):
+            names = self._present_names(counted, self._snapshots[i].counted)
+            self._snapshots[i] = ClipStatistics(
+                _renamed(clipped, names), _renamed(counted, names)
             )
-        ]
-        # Backups from before there was a spike gate say nothing of it.
-        self._spikes = [
-            SpikeWindow.from_json(its[0], now) if its else now
-            for (_, _, *its), now in zip(state, self._spikes, strict=True)
-        ]
+            # Backups of earlier versions say nothing of what comes now.
+            if len(its) > 0:
+                self._spikes[i] = SpikeWindow.from_json(its[0], self._spikes[i])
+            if len(its) > 1:
+                self._skipped[i] = its[1]
+            if len(its) > 2:
+                totals, not_finite = its[2:]
+                self._gradients[i] = GradientStatistics(
+                    **{k: _renamed(v, names) for k, v in totals.items()}
+                )
+                self._nonfinite[i] = {
+                    path: NonfiniteGradient(*numbers)
+                    for path, numbers in _renamed(not_finite, names).items()
+                }
 
-    def _under_present_names(
-        self, saved: ClipStatistics, now: ClipStatistics
-    ) -> ClipStatistics:
-        old = [self._renamed.get(name, name) for name in now.counted]
-        if set(old) != set(saved.counted):
-            if len(old) != len(saved.counted):
-                return saved
-            old = list(saved.counted)
-        names = dict(zip(now.counted, old, strict=True))
-        return ClipStatistics(
-            {name: saved.clipped[its] for name, its in names.items()},
-            {name: saved.counted[its] for name, its in names.items()},
-        )
+    def _present_names(
+        self, saved: Mapping[str, Any], now: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Saved path to the present one of the same variable."""
+        old = [self._runs.renamed.get(name, name) for name in now]
+        if set(old) != set(saved):
+            if len(old) != len(saved):
+                return {}
+            old = list(saved)
+        return dict(zip(old, now, strict=True))
+
+
+def _renamed(
+    by_path: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+    return {names.get(path, path): value for path, value in by_path.items()}
+
+
+def _gradients_since(
+    now: Sequence[GradientStatistics], before: Sequence[GradientStatistics]
+) -> list[GradientStatistics | None]:
+    """What each optimizer has measured meanwhile."""
+    return [
+        _gradient_windows.since(its, before[i] if i < len(before) else None)
+        for i, its in enumerate(now)
+    ]
+
+
+def _grown(before: Sequence[int], now: Sequence[int]) -> float:
+    """By how much totals have grown; NaN where a state was loaded."""
+    # Those that were not built before had counted nothing.
+    increase = sum(now) - sum(before)
+    return math.nan if increase < 0 else increase
+
+
+def _rate(
+    optimizers: Sequence[AdamaxClipped],
+    all_elapsed: Sequence[ClipStatistics | None],
+    diverged: Sequence[frozenset[str]],
+) -> float:
+    """The clip rate of several optimizers together."""
+    if any(
+        nan and optimizer.clip_gradients
+        for optimizer, nan in zip(optimizers, diverged, strict=True)
+    ):
+        return math.nan
+    of_clipping = [
+        elapsed
+        for optimizer, elapsed in zip(optimizers, all_elapsed, strict=True)
+        if elapsed is not None and optimizer.clip_gradients
+    ]
+    counted = sum(sum(e.counted.values()) for e in of_clipping)
+    if counted:
+        return sum(sum(e.clipped.values()) for e in of_clipping) / counted
+    is_off = any(
+        elapsed is not None and elapsed.counted and not optimizer.clip_gradients
+        for optimizer, elapsed in zip(optimizers, all_elapsed, strict=True)
+    )
+    return 0.0 if is_off else math.nan
 
 
 def _measurement_of(step: int, spikes: Sequence[Spike]) -> Measurement:

@@ -3,17 +3,19 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from keras import saving
 
 from keras_adamax import _validation
-from keras_adamax.callbacks import _optimizers, _unchanged
-from keras_adamax.callbacks._recorder import Measurement, Recorder, _join
+from keras_adamax.callbacks import _optimizers, _unchanged_weights
+from keras_adamax.callbacks._callback_list import join
+from keras_adamax.callbacks._measurement import Measurement
+from keras_adamax.callbacks._recorder import Recorder
 from keras_adamax.callbacks._weight_changes import WeightChange, WeightChanges
-from keras_adamax.statistics import ClipStatistics
+from keras_adamax.clip_statistics import ClipStatistics
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -34,14 +36,16 @@ class WeightDeltaLogger(Recorder):
     float32 for half precision; one vector of them is brought to the host. One
     copy of the trainable weights is kept meanwhile.
 
-    Put it first in the list of callbacks: what it adds to `logs` reaches the
-    callbacks behind it. These see `weight_delta` and `weight_delta_ratio` of
-    all weights together; with a number of batches as `update_freq` those of
-    the last record (NaN before the first), and the progress bar shows them
-    from the next batch on. `records` and the files hold those of every
-    variable, by its path, and event files also a histogram of the change. If a
-    callback of Keras stands before it that lacks the keys, a warning says so
-    after the first epoch.
+    The logs of an epoch get `weight_delta` and `weight_delta_ratio` of all
+    weights together; with a number of batches as `update_freq`, those of the
+    last record (NaN before the first). `records` and the files hold those of
+    every variable, by its path, and event files also a histogram of the
+    change. In `fit` the logger puts itself before the other callbacks, so
+    that all of them see what it adds to the logs.
+
+    With a number of batches as `update_freq`, a recorded `loss` (and any other
+    mean of Keras's) is the mean over the batches since the last record. Keras's
+    own mean over the epoch is recorded at its end, as `epoch_loss`.
 
     Variables are those that are trainable when `fit` begins. A model that is
     built in its first batch (TensorFlow only) is measured from its second.
@@ -59,6 +63,15 @@ class WeightDeltaLogger(Recorder):
             that did not change at all between two records although the
             optimizer has made updates, and says why where that can be known.
             Each is named once a `fit`. Defaults to `True`.
+        batch_logs: Whether the summaries of the last record are added to the
+            logs of every batch, too, which the progress bar shows; or a list
+            of some of them. A line in a terminal of 80 columns has no room for
+            them. Defaults to `False`.
+        on_record: Function of `step`, `name` and `value`, called for each
+            value that is recorded, in the thread of `fit`; see
+            `keras_adamax.trackers`. `name` is the path of a variable and the
+            quantity, with a slash between them, or the quantity alone.
+            Defaults to `None`.
 
     Attributes:
         records: Dictionary of the same columns, as NumPy arrays.
@@ -106,8 +119,11 @@ class WeightDeltaLogger(Recorder):
         log_dir: str | os.PathLike | None = None,
         filename: str | os.PathLike | None = None,
         warn_unchanged: bool = True,
+        *,
+        batch_logs: bool | Sequence[str] = False,
+        on_record: Callable[[int, str, float], Any] | None = None,
     ):
-        super().__init__(update_freq, log_dir, filename)
+        super().__init__(update_freq, log_dir, filename, batch_logs, on_record)
         self.warn_unchanged = _validation.check_bool(
             "warn_unchanged", warn_unchanged
         )
@@ -187,7 +203,7 @@ class WeightDeltaLogger(Recorder):
         if bad and not self._has_warned_of_nan:
             self._has_warned_of_nan = True
             warnings.warn(
-                f"{_join(bad)} {'has' if len(bad) == 1 else 'have'} NaN or "
+                f"{join(bad)} {'has' if len(bad) == 1 else 'have'} NaN or "
                 "infinite weights since the last record (epoch "
                 f"{self._epoch + 1}). They are recorded as they are.",
                 stacklevel=2,
@@ -265,7 +281,7 @@ class WeightDeltaLogger(Recorder):
             return
         names = [self._names[i] for i in new]
         self._named_unchanged.update(names)
-        reasons = _unchanged.reasons(
+        reasons = _unchanged_weights.reasons(
             optimizers,
             [variables[i] for i in new],
             all_unchanged=len(unchanged) == len(movable),

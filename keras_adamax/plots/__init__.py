@@ -12,16 +12,21 @@ From the command line:
 
 from keras_adamax.plots._figures import (
     plot_clip_rates,
+    plot_comparison,
+    plot_gradients,
     plot_training,
     plot_weight_changes,
     save_report,
 )
-from keras_adamax.plots._records import read_records
+from keras_adamax.plots._records import read_records, write_records
 
 __all__ = [
     "plot_clip_rates",
+    "plot_comparison",
+    "plot_gradients",
     "plot_training",
     "plot_weight_changes",
     "read_records",
     "save_report",
+    "write_records",
 ]

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator, StrMethodFormatter
@@ -17,9 +18,9 @@ from keras_adamax.plots._tables import Clock, Table
 _MAX_COLUMNS = 1000
 
 
-def map_height(table: Table, limit: float) -> float:
+def map_height(table: Table, limit: float, has_bar: bool = True) -> float:
     """Inches: a name for each row, as far as `limit` allows."""
-    return min(max(1.3, 0.155 * len(table.variables)), limit)
+    return min(max(1.6 * has_bar, 0.155 * len(table.variables)), limit)
 
 
 def heat_map(
@@ -30,8 +31,9 @@ def heat_map(
     label: str,
     cmap: str,
     ticks: Sequence[float] | None = None,
+    has_bar: bool = True,
 ) -> list[Artist]:
-    """Draws the map and its colour bar.
+    """Draws the map and, if it is to have one, its colour bar.
 
     On a log scale zeros are white: exactly 0 is below every scale.
 
@@ -75,6 +77,14 @@ def heat_map(
         gid=table.quantity,
     )
     ax.set_ylim(rows[-1], rows[0])
+    if has_bar:
+        _color_bar(ax, mesh, label, ticks)
+    return handles
+
+
+def _color_bar(
+    ax: Axes, mesh: QuadMesh, label: str, ticks: Sequence[float] | None
+) -> None:
     # Inside the axes' own box: beside the axes, a legend of another panel
     # would push it away from the map.
     bar = ax.figure.colorbar(
@@ -86,4 +96,3 @@ def heat_map(
         bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label(label, fontsize=TEXT, color="black")
-    return handles

@@ -30,14 +30,22 @@ def common_folder(paths: Sequence[str]) -> str:
     return "".join(f"{part}/" for part in shared)
 
 
-def shorten(paths: Sequence[str], width: int) -> list[str]:
+def shorten(
+    paths: Sequence[str], width: int, known: Sequence[str] = ()
+) -> list[str]:
     """Cuts the middle out of long paths, and leaves what tells them apart.
 
     A shortened path `head...tail` is used only if no other path begins and
     ends so; where nothing of this width does that, the row's number is
     added.
+
+    Args:
+        paths: The paths.
+        width: Longest label, in characters.
+        known: Further paths from which a reader must tell them.
     """
     unique = list(dict.fromkeys(paths))
+    others = list(dict.fromkeys([*paths, *known]))
     short: dict[str, str] = {}
     taken = {path for path in unique if len(path) <= width}
     for number, path in enumerate(unique):
@@ -50,7 +58,7 @@ def shorten(paths: Sequence[str], width: int) -> list[str]:
                 other != path
                 and other.startswith(head)
                 and other.endswith(tail)
-                for other in unique
+                for other in others
             ):
                 break
         else:
@@ -66,25 +74,32 @@ def _cuts(path: str, width: int) -> Iterator[tuple[str, str]]:
     """Pairs of head and tail, the best readable first.
 
     Best are whole components at both ends, as many as fit; then a whole head
-    with a cut tail, then a whole tail alone, then any cut.
+    and a tail that begins with a whole word; then such a tail alone. Only
+    where that is not enough, words are cut.
     """
     slashes = [at for at, letter in enumerate(path) if letter == "/"]
     heads = [path[: at + 1] for at in slashes]
     tails = [path[at:] for at in slashes]
+    words = [
+        path[at + 1 :] for at, letter in enumerate(path) if letter in "/_-."
+    ]
     room = width - len(ELLIPSIS)
-    both = [(head, tail) for head in heads for tail in tails]
-    both = [pair for pair in both if len(pair[0] + pair[1]) <= room]
-    yield from sorted(both, key=lambda pair: -len(pair[0] + pair[1]))
+    for lefts, rights in ((heads, tails), (heads, words), ([""], words)):
+        pairs = [(left, right) for left in lefts for right in rights]
+        pairs = [pair for pair in pairs if len(pair[0] + pair[1]) <= room]
+        yield from sorted(pairs, key=lambda pair: -len(pair[0] + pair[1]))
     for head in heads:
         if 3 * len(head) <= 2 * room:
             yield head, path[-(room - len(head)) :]
-    yield from (("", tail) for tail in tails if len(tail) <= room)
     for left in sorted(range(room), key=lambda size: abs(size - room // 3)):
         yield path[:left], path[-(room - left) :]
 
 
 def label_rows(
-    paths: Sequence[str], spacing: float, width: int
+    paths: Sequence[str],
+    spacing: float,
+    width: int,
+    known: Sequence[str] = (),
 ) -> tuple[list[Band], str]:
     """Labels for rows that may be too low for a label each.
 
@@ -92,6 +107,7 @@ def label_rows(
         paths: The variable of each row.
         spacing: Distance that two labels must keep, in rows.
         width: Longest label, in characters.
+        known: Further paths from which a reader must tell them.
 
     Returns:
         The bands to label, without the folder that all paths share, and
@@ -99,9 +115,10 @@ def label_rows(
     """
     folder = common_folder(paths)
     paths = [path.removeprefix(folder) for path in paths]
+    known = [path.removeprefix(folder) for path in known]
     rows = [Band(path, row, row) for row, path in enumerate(paths)]
     if spacing <= 1:
-        return _short(rows, width), "variable"
+        return _short(rows, width, known), "variable"
     folders = [path.split("/")[:-1] for path in paths]
     deepest = max(map(len, folders), default=0)
     for depth in range(deepest, 0, -1):
@@ -135,8 +152,10 @@ def _kept(bands: Sequence[Band], spacing: float) -> list[Band]:
     return kept
 
 
-def _short(bands: Sequence[Band], width: int) -> list[Band]:
-    labels = shorten([band.label for band in bands], width)
+def _short(
+    bands: Sequence[Band], width: int, known: Sequence[str] = ()
+) -> list[Band]:
+    labels = shorten([band.label for band in bands], width, known)
     return [
         band._replace(label=label or "(no layer)")
         for band, label in zip(bands, labels, strict=True)

@@ -19,13 +19,14 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator
 
 from keras_adamax.plots import _labels
-from keras_adamax.plots._tables import Series, Table
+from keras_adamax.plots._rows import Peak
+from keras_adamax.plots._tables import Clock, Series, Table
 
 # Sizes of fonts, in points.
 SMALL, TEXT, HEADING = 7.5, 8.5, 10
 GREY = "0.35"
-# The longest name of a variable on an axis or in a legend, in characters.
-WIDEST = 38
+# The longest name of a variable in a legend and on an axis, in characters.
+WIDEST, WIDEST_ROW = 38, 48
 # Height of the strips for zeros and NaN, as a fraction of the axes.
 STRIP = 0.15
 NO_DATA: dict[str, Any] = {
@@ -69,7 +70,7 @@ STYLES = (
 )
 
 
-def line(ax: Axes, quantity: str, series: Series, style: Style) -> None:
+def line(ax: Axes, quantity: str, series: Series, style: Style) -> Line2D:
     """Draws one run of one variable."""
     known = np.isfinite(series.values)
     # A marker for every record if there are few, else some; but always for
@@ -91,6 +92,7 @@ def line(ax: Axes, quantity: str, series: Series, style: Style) -> None:
     )
     artist.set_gid(f"{quantity}:{series.variable}:run:{series.run}")
     _clip_loosely(artist, ax)
+    return artist
 
 
 def _clip_loosely(artist: Line2D, ax: Axes) -> None:
@@ -132,6 +134,57 @@ def spikes(
 def spike_key(label: str) -> Line2D:
     """A legend's entry for them."""
     return Line2D([], [], **_SPIKE, label=label)
+
+
+def peak(ax: Axes, clock: Clock, peak: Peak, beside: bool) -> None:
+    """Marks where a row stands out, and says when and how large.
+
+    Args:
+        ax: The axes of the map.
+        clock: Its time axis.
+        peak: What to mark.
+        beside: Whether the words stand to the right of the map.
+    """
+    # White in black, to be seen on any colour.
+    for color, width in (("black", 2.6), ("white", 1.2)):
+        ax.plot(
+            [peak.step],
+            [peak.row],
+            ls="none",
+            marker="o",
+            ms=6,
+            mfc="none",
+            mec=color,
+            mew=width,
+            zorder=4,
+            gid=f"peak:{peak.row}",
+        )
+    what = f"{peak.value:.2g} at step {peak.step:,}"
+    if not math.isfinite(peak.value):
+        name = "NaN" if math.isnan(peak.value) else f"{peak.value:g}"
+        what = f"{name} since step {peak.step:,}"
+    words: dict[str, Any] = {
+        "text": f"{what} (usually {peak.usual:.2g})",
+        "textcoords": "offset points",
+        "va": "center",
+        "fontsize": SMALL,
+        "color": "black",
+    }
+    if beside:
+        place = (1.005, peak.row)
+        transform = ax.get_yaxis_transform()
+        ax.annotate(xy=place, xytext=(0, 0), xycoords=transform, **words)
+        return
+    # On the map, where it hides nothing of this.
+    is_left = clock.end - peak.end < peak.begin - clock.begin
+    ax.annotate(
+        xy=(peak.begin if is_left else peak.end, peak.row),
+        xytext=(-7 if is_left else 7, 0),
+        ha="right" if is_left else "left",
+        bbox={"facecolor": "white", "alpha": 0.85, "lw": 0, "pad": 0.8},
+        zorder=5,
+        **words,
+    )
 
 
 def head(ax: Axes, title: str, note: str = "") -> None:
@@ -283,7 +336,8 @@ def short_names(table: Table, width: int = WIDEST) -> list[str]:
     """Names of the rows, without the folder that all of them share."""
     folder = _labels.common_folder(table.variables)
     paths = [path.removeprefix(folder) for path in table.variables]
-    return _labels.shorten(paths, width)
+    known = [path.removeprefix(folder) for path in table.known]
+    return _labels.shorten(paths, width, known)
 
 
 def note(table: Table, unchanged: bool = False) -> str:
@@ -291,11 +345,20 @@ def note(table: Table, unchanged: bool = False) -> str:
     folder = _labels.common_folder(table.variables).removesuffix("/")
     said = f"Variables in {_labels.shorten([folder], 50)[0]}." if folder else ""
     if unchanged and (rows := table.unchanged()):
-        short = short_names(table, 46)
-        names = [short[row] for row in rows[:3]]
-        if len(rows) > 3:
-            names.append(f"{len(rows) - 3} more")
-        *most, last = names
-        names = f"{', '.join(most)} and {last}" if most else last
-        said += f" Never changed in these records: {names}."
+        said += f" Never changed in these records: {_join(table, rows)}."
+    if unchanged and (since := table.still()):
+        first = min(since.values())
+        rows = [row for row, step in since.items() if step == first]
+        said += f" Unchanged since step {first:,}: {_join(table, rows)}."
+        if len(rows) < len(since):
+            said += f" Later also {len(since) - len(rows)} more."
     return said.lstrip()
+
+
+def _join(table: Table, rows: Sequence[int]) -> str:
+    short = short_names(table, 46)
+    names = [short[row] for row in rows[:3]]
+    if len(rows) > 3:
+        names.append(f"{len(rows) - 3} more")
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,23 +1,17 @@
 """The panels that the figures are made of."""
 
-import math
-
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from keras_adamax.plots import _marks
-from keras_adamax.plots._heat_map import heat_map, map_height
+from keras_adamax.plots import _marks, _scales
 from keras_adamax.plots._sheet import Panel
 from keras_adamax.plots._tables import Clock, Table
 
 # Variables that get a line each; more of them get a heat map.
 MAX_LINES = len(_marks.STYLES)
-_RATE_TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
-_RATE_LABEL = "clipped elements\n(fraction)"
 _WARM_UP = (
     "In the first dozens of steps many elements are clipped: the bound starts "
     "at clip_epsilon and grows by at most clip_multiplier a step, "
@@ -34,6 +28,24 @@ def _signed_root(rate: np.ndarray) -> np.ndarray:
 
 def _signed_square(root: np.ndarray) -> np.ndarray:
     return np.sign(root) * np.square(root)
+
+
+def rate_axis(ax: Axes) -> None:
+    """The scale of rates."""
+    ax.set_yscale("function", functions=(_signed_root, _signed_square))
+    ax.set_ylim(-0.001, 1.1)
+    ax.yaxis.set_major_locator(FixedLocator(_scales.RATE_TICKS))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.grid(axis="y", color="0.9", lw=0.6, ls="-")
+
+
+def loss_axis(ax: Axes, values: np.ndarray) -> None:
+    """The scale of losses: a log scale if they span much."""
+    known = _marks.finite(values)
+    if known.size and 0 < 30 * known.min() <= known.max():
+        _marks.log_axis(ax, known)
+    ax.grid(axis="y", color="0.9", lw=0.6, ls="-")
 
 
 def empty(what: str) -> Panel:
@@ -65,9 +77,7 @@ def losses(loss: Table, val_loss: Table) -> Panel:
         everything = [
             series.values for table in tables for series in table.summaries()
         ]
-        known = _marks.finite(np.concatenate(everything))
-        if known.size and 0 < 30 * known.min() <= known.max():
-            _marks.log_axis(ax, known)
+        loss_axis(ax, np.concatenate(everything))
         handles: list[Artist] = []
         for table in tables:
             name = "validation" if table is val_loss else "training"
@@ -77,7 +87,6 @@ def losses(loss: Table, val_loss: Table) -> Panel:
                 _marks.line(ax, table.quantity, series, style)
             handles.append(_marks.key(name, style))
         ax.set_ylabel("loss")
-        ax.grid(axis="y", color="0.9", lw=0.6, ls="-")
         handles += _marks.gaps(ax, loss or val_loss)
         _marks.legend(ax, handles)
 
@@ -100,13 +109,8 @@ def clip_rate(table: Table, spikes: Table) -> Panel:
         for series in table.summaries():
             style = _marks.SUMMARY._replace(width=1.8)
             _marks.line(ax, table.quantity, series, style)
-        ax.set_yscale("function", functions=(_signed_root, _signed_square))
-        ax.set_ylim(-0.001, 1.1)
-        ax.yaxis.set_major_locator(FixedLocator(_RATE_TICKS))
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.set_ylabel(_RATE_LABEL)
-        ax.grid(axis="y", color="0.9", lw=0.6, ls="-")
+        rate_axis(ax)
+        ax.set_ylabel(_scales.CLIP_RATE.label)
         handles = _marks.gaps(ax, table)
         if spikes:
             for series in spikes.summaries():
@@ -115,36 +119,6 @@ def clip_rate(table: Table, spikes: Table) -> Panel:
         _marks.legend(ax, handles)
 
     return Panel(draw, 1.6)
-
-
-def clip_rate_map(table: Table, spikes: Table, limit: float) -> Panel:
-    """The clip rate of each variable, as colours.
-
-    Args:
-        table: The clip rates.
-        spikes: The rates of the variables in the steps that were left out: a
-            mark for each of which the bounds were exceeded most.
-        limit: Height, in inches.
-    """
-
-    def draw(ax: Axes, clock: Clock) -> None:
-        _marks.head(ax, "Clip rate of each variable", _marks.note(table))
-        norm = PowerNorm(0.5, vmin=0, vmax=1)
-        handles = heat_map(
-            ax, table, clock, norm, _RATE_LABEL, "cividis", _RATE_TICKS
-        )
-        rows = {name: row for row, name in enumerate(table.variables)}
-        marked = [s for s in spikes.series() if s.variable in rows]
-        for series in marked:
-            known = np.isfinite(series.values)
-            steps = series.steps[known]
-            height = np.full(len(steps), rows[series.variable])
-            _marks.spikes(ax, series.variable, series.run, steps, height)
-        if marked:
-            handles.append(_marks.spike_key("largest rates in a spike"))
-        _marks.legend(ax, handles, above=True)
-
-    return Panel(draw, map_height(table, limit), table.variables)
 
 
 def changes(table: Table, title: str, label: str, names: bool) -> Panel:
@@ -168,7 +142,12 @@ def changes(table: Table, title: str, label: str, names: bool) -> Panel:
         bad = _marks.ranked(shown, lambda values: ~np.isfinite(values))
         everything = [series.values for series in shown]
         everything.append(table.values.ravel())
-        _marks.log_axis(ax, np.concatenate(everything), bool(zeros), bool(bad))
+        values = np.concatenate(everything)
+        if _scales.is_signed(values):
+            zeros = bad = {}
+            ax.axhline(0, color="0.6", lw=0.8, zorder=1)
+        else:
+            _marks.log_axis(ax, values, bool(zeros), bool(bad))
         handles: list[Artist] = []
         if any(part.steps.size for part in table.parts):
             handles.append(_marks.key("all weights", _marks.SUMMARY))
@@ -208,29 +187,6 @@ def changes(table: Table, title: str, label: str, names: bool) -> Panel:
             _marks.legend(ax, handles)
 
     return Panel(draw, 2.1)
-
-
-def change_map(table: Table, title: str, label: str, limit: float) -> Panel:
-    """The norms of each variable as colours, on a log scale."""
-
-    def draw(ax: Axes, clock: Clock) -> None:
-        _marks.head(ax, title, _marks.note(table))
-        norm = LogNorm(*_decades(table.values))
-        handles = heat_map(ax, table, clock, norm, label, "viridis")
-        _marks.legend(ax, handles, above=True)
-
-    return Panel(draw, map_height(table, limit), table.variables)
-
-
-def _decades(values: np.ndarray) -> tuple[float, float]:
-    """Whole decades around the positive values; 8 of them at most."""
-    values = _marks.finite(values)
-    values = np.clip(values[values > 0], 1e-99, 1e99)
-    if not values.size:
-        return 1e-4, 1e-2
-    high = math.ceil(math.log10(values.max()) - 1e-9)
-    low = math.floor(math.log10(values.min()) + 1e-9)
-    return 10.0 ** max(min(low, high - 1), high - 8), 10.0**high
 
 
 def _ranges(ax: Axes, table: Table) -> list[Artist]:

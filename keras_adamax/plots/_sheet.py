@@ -9,10 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 from keras_adamax.plots._labels import label_rows
-from keras_adamax.plots._marks import GREY, SMALL, TEXT, WIDEST
+from keras_adamax.plots._marks import GREY, SMALL, TEXT, WIDEST_ROW
 from keras_adamax.plots._tables import Clock
 
-_WIDTH = 10.5
+# In inches.
+_WIDTH, _WIDE = 10.5, 12.5
+# A figure that is higher has the time's ticks at each panel.
+_HIGH = 9.0
+# The share of the height it asks for that each panel gets, at least.
+_SURE = 0.85
 # Runs beyond this number get thin lines: many short calls of `fit`.
 _MANY_RUNS = 15
 
@@ -21,12 +26,16 @@ class Panel(NamedTuple):
     """Something to draw on one pair of axes, `height` inches high.
 
     `rows` are the variables of a heat map, which get names when the layout
-    is known.
+    is known; `known` those from which a reader must tell them; `what` the
+    rows are, if not variables. `is_wide` panels have words at both sides.
     """
 
     draw: Callable[[Axes, Clock], None]
     height: float
     rows: Sequence[str] = ()
+    known: Sequence[str] = ()
+    what: str = ""
+    is_wide: bool = False
 
 
 def make_figure(
@@ -34,8 +43,10 @@ def make_figure(
 ) -> Figure:
     """Draws the panels below one another."""
     heights = [panel.height for panel in panels]
+    is_high = sum(heights) > _HIGH
+    width = _WIDE if any(panel.is_wide for panel in panels) else _WIDTH
     figure = Figure(
-        figsize=(_WIDTH, sum(heights) + 0.5 * len(heights) + 0.6),
+        figsize=(width, sum(heights) + 0.5 * len(heights) + 0.6),
         layout="constrained",
         facecolor="white",
     )
@@ -54,6 +65,7 @@ def make_figure(
         ax.tick_params(labelsize=SMALL, which="both", colors="black")
         panel.draw(ax, clock)
         ax.yaxis.label.set(fontsize=TEXT, color="black")
+        ax.tick_params(axis="x", labelbottom=is_high or ax is axes[-1])
     _time_axis(axes[-1], clock)
     _mark_runs(axes, clock)
     if title:
@@ -64,13 +76,21 @@ def make_figure(
             color="black",
             parse_math=False,
         )
-    if any(panel.rows for panel in panels):
-        # Lays the figure out: how many names fit depends on the heights.
+    mapped = [
+        (panel, ax)
+        for panel, ax in zip(panels, axes, strict=True)
+        if panel.rows
+    ]
+    if any(_spacing(p, _SURE * p.height) > 1 for p, _ in mapped):
+        # Lays the figure out, which takes long: how many names fit depends on
+        # the heights.
         figure.draw_without_rendering()
-        for panel, ax in zip(panels, axes, strict=True):
-            if panel.rows:
-                height = ax.get_position().height * figure.get_figheight()
-                _name_rows(ax, panel.rows, height)
+        for panel, ax in mapped:
+            height = ax.get_position().height * figure.get_figheight()
+            _name_rows(ax, panel, _spacing(panel, height))
+    else:
+        for panel, ax in mapped:
+            _name_rows(ax, panel, 1.0)
     return figure
 
 
@@ -122,16 +142,20 @@ def _mark_runs(axes: Sequence[Axes], clock: Clock) -> None:
         )
 
 
-def _name_rows(ax: Axes, variables: Sequence[str], height: float) -> None:
-    spacing = SMALL * 1.25 / 72 * len(variables) / height
-    bands, what = label_rows(variables, spacing, WIDEST)
+def _spacing(panel: Panel, height: float) -> float:
+    """The distance that two names must keep, in rows of a map so high."""
+    return SMALL * 1.25 / 72 * len(panel.rows) / height
+
+
+def _name_rows(ax: Axes, panel: Panel, spacing: float) -> None:
+    bands, what = label_rows(panel.rows, spacing, WIDEST_ROW, panel.known)
     ax.set_yticks(
         [band.center for band in bands],
         [band.label for band in bands],
         fontsize=SMALL,
         parse_math=False,
     )
-    ax.set_ylabel(what, fontsize=TEXT, color="black")
+    ax.set_ylabel(panel.what or what, fontsize=TEXT, color="black")
     if any(band.first < band.last for band in bands):
         # Ticks between the layers instead of at their labels.
         edges = {band.first - 0.5 for band in bands}

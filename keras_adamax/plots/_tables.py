@@ -1,12 +1,12 @@
 """From long form to tables: one axis of time, variables by records."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from keras_adamax.plots._records import Records
+from keras_adamax.record_columns import Columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +22,19 @@ class Clock:
     end: int
 
     @classmethod
-    def of(cls, records: Records) -> "Clock":
+    def of(cls, columns: Columns) -> "Clock":
         begins, shifts = {}, {}
         shift = end = 0
-        for run in np.unique(records["run"]).tolist():
-            here = records["run"] == run
-            # A spike is no update: the step of its row is the one before.
-            updates = here & (records["quantity"] != "spike_rate")
-            here = updates if updates.any() else here
-            steps, batches = records["step"][here], records["batch"][here]
-            first = int(np.lexsort((batches, steps))[0])
+        recorded = _present(columns, columns.moment)
+        # A spike is no update: the step of its row is the one before.
+        is_spike = columns.quantity == columns.number("spike_rate")
+        updates = _present(columns, columns.moment[~is_spike])
+        runs, _, batches, steps = columns.moments.T
+        for run in np.unique(runs[recorded]).tolist():
+            here = recorded[runs[recorded] == run]
+            applied = updates[runs[updates] == run]
+            here = applied if applied.size else here
+            first = here[np.lexsort((batches[here], steps[here]))[0]]
             start = int(steps[first])
             # The first record covers the batches before it. With gradient
             # accumulation there are fewer steps than batches: hence `max`.
@@ -40,7 +43,7 @@ class Clock:
                 shift = end - begin
             begins[run] = max(begin + shift, end if begins else 0)
             shifts[run] = shift
-            end = int(steps.max()) + shift
+            end = int(steps[here].max()) + shift
         return cls(begins, shifts, end)
 
     @property
@@ -79,11 +82,15 @@ class Series(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One quantity over all runs; rows in the order they were recorded."""
+    """One quantity over all runs; rows in the order they were recorded.
+
+    `known` are the variables from which a reader must tell these ones.
+    """
 
     quantity: str
     variables: list[str]
     parts: list[Part]
+    known: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.parts)
@@ -94,11 +101,48 @@ class Table:
         empty = np.empty((len(self.variables), 0))
         return np.hstack([empty, *(part.values for part in self.parts)])
 
+    def replace(
+        self,
+        variables: Sequence[str],
+        change: Callable[[np.ndarray], np.ndarray],
+    ) -> "Table":
+        """The table with other rows, which `change` makes of each part's."""
+        parts = [
+            dataclasses.replace(part, values=change(part.values))
+            for part in self.parts
+        ]
+        return Table(self.quantity, list(variables), parts, self.known)
+
+    def rows(self, chosen: Sequence[int]) -> "Table":
+        """The table with some of its rows."""
+        index = np.array(chosen, int)
+        names = [self.variables[row] for row in chosen]
+        return self.replace(names, lambda values: values[index])
+
     def unchanged(self) -> list[int]:
         """Rows of the variables whose recorded values are all exactly 0."""
         known = np.isfinite(self.values)
         moved = known & (self.values != 0)
         return np.flatnonzero(known.any(axis=1) & ~moved.any(axis=1)).tolist()
+
+    def still(self) -> dict[int, int]:
+        """Row to the step since which its values are exactly 0.
+
+        Without those of `unchanged`, and of a single record.
+        """
+        if not self.variables or not self.parts[-1].values.size:
+            return {}
+        part = self.parts[-1]
+        moved = part.values != 0  # NaN has moved
+        since = moved.shape[1] - np.argmax(moved[:, ::-1], axis=1)
+        since[~moved.any(axis=1)] = 0
+        rows = np.flatnonzero(since < moved.shape[1] - 1)
+        never = set(self.unchanged())
+        return {
+            row: int(part.edges[since[row]])
+            for row in rows.tolist()
+            if row not in never
+        }
 
     def summaries(self) -> Iterator[Series]:
         """The values of all weights together, or of a scalar of `logs`."""
@@ -119,8 +163,8 @@ class Table:
         Args:
             clock: The time axis to fill.
             limit: About how many columns to make at most. Where there are
-                more, a column is the mean of as many neighbouring records as
-                it takes (NaN only where all are).
+                more, a column is the largest of as many neighbouring records
+                as it takes (NaN only where all are).
 
         Returns:
             Edges of the columns, and variables by columns.
@@ -137,48 +181,51 @@ class Table:
                 columns.append(gap)
             cuts = np.arange(0, part.values.shape[1], width)
             edges.append(np.append(part.edges[cuts[1:]], part.edges[-1]))
-            columns.append(_means(part.values, cuts))
+            columns.append(np.fmax.reduceat(part.values, cuts, axis=1))
         if clock.end > edges[-1][-1]:
             edges.append(np.array([clock.end]))
             columns.append(gap)
         return np.concatenate(edges), np.hstack(columns)
 
 
-def _means(values: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    if len(cuts) == values.shape[1]:
-        return values
-    known = np.isfinite(values)
-    total = np.add.reduceat(np.where(known, values, 0), cuts, axis=1)
-    number = np.add.reduceat(known.astype(int), cuts, axis=1)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
-
-
-def tabulate(records: Records, quantity: str, clock: Clock) -> Table:
+def tabulate(columns: Columns, quantity: str, clock: Clock) -> Table:
     """The table of one quantity; of two equal records the later one holds."""
-    chosen = records["quantity"] == quantity
-    columns = {name: column[chosen] for name, column in records.items()}
-    names = columns["variable"].tolist()
-    variables = list(dict.fromkeys(name for name in names if name))
-    number = {"": -1} | {name: row for row, name in enumerate(variables)}
-    rows = np.array([number[name] for name in names], dtype=int)
-    # The whole key: steps alone would merge two records between which no
-    # update was applied.
-    times = np.stack([columns[key] for key in ("step", "epoch", "batch")], 1)
+    columns = columns.rows(columns.quantity == columns.number(quantity))
+    # In the order in which they were recorded.
+    numbers, first = np.unique(columns.variable, return_index=True)
+    numbers = numbers[np.argsort(first)].tolist()
+    numbers = [n for n in numbers if columns.variables[n]]
+    row_of = np.full(len(columns.variables), -1)
+    row_of[numbers] = np.arange(len(numbers))
+    rows = row_of[columns.variable]
+    runs, epochs, batches, steps = columns.moments.T
     parts = []
-    for run in np.unique(columns["run"]).tolist():
-        here = columns["run"] == run
+    for run in np.unique(runs[columns.moment]).tolist():
+        here = runs[columns.moment] == run
         grids = []
         for inside, height in (
             (here & (rows < 0), 1),
-            (here & (rows >= 0), len(variables)),
+            (here & (rows >= 0), len(numbers)),
         ):
-            when, at = np.unique(times[inside], axis=0, return_inverse=True)
+            when = _present(columns, columns.moment[inside])
+            # The whole key: steps alone would merge two records between which
+            # no update was applied.
+            order = np.lexsort((batches[when], epochs[when], steps[when]))
+            when = when[order]
+            place = np.zeros(len(columns.moments), int)
+            place[when] = np.arange(len(when))
             grid = np.full((height, len(when)), np.nan)
             row = np.maximum(rows[inside], 0)
-            grid[row, at.reshape(-1)] = columns["value"][inside]
-            grids.append((when[:, 0] + clock.shifts[run], grid))
-        (steps, summary), (ends, values) = grids
+            grid[row, place[columns.moment[inside]]] = columns.value[inside]
+            grids.append((steps[when] + clock.shifts[run], grid))
+        (ends, summary), (map_ends, values) = grids
         begin = clock.begins[run]
-        edges = np.concatenate([[begin], ends])
-        parts.append(Part(run, begin, steps, summary[0], edges, values))
-    return Table(quantity, variables, parts)
+        edges = np.concatenate([[begin], map_ends])
+        parts.append(Part(run, begin, ends, summary[0], edges, values))
+    names = [columns.variables[n] for n in numbers]
+    return Table(quantity, names, parts, columns.variables)
+
+
+def _present(columns: Columns, moments: np.ndarray) -> np.ndarray:
+    """The numbers of the moments that occur."""
+    return np.flatnonzero(np.bincount(moments, minlength=len(columns.moments)))

@@ -16,7 +16,8 @@ from keras_adamax import (
     WeightDeltaLogger,
     _atomic_files,
 )
-from keras_adamax.callbacks import _generations, atomic_backup
+from keras_adamax.callbacks._backup import generations as folders
+from keras_adamax.callbacks._backup import weights_file
 from tests.callbacks import training
 
 EPOCHS = 4
@@ -49,8 +50,8 @@ def test_killed_at_random_moments(seed, tmp_path):
     # deltas of 4 variables and of all; 2 scalars, and 4 at the end of an epoch.
     assert [len(r["value"]) for r in one["records"]] == [
         12 * (5 + 4),
-        18 * 10 + (18 - 6) * 2 + 12 * 4,
-        14 * 10 + (14 - 2) * 2 + 12 * 4,
+        18 * (10 + 2) + 12 * 4,
+        14 * (10 + 2) + 12 * 4,
     ]
     # Byte for byte, and so no row is missing or there twice.
     assert (whole / "records.csv").read_bytes() == (
@@ -178,7 +179,7 @@ class TestStopped:
         run = Run(tmp_path, save_freq=4)
         with pytest.raises(KeyboardInterrupt):
             run.fit(training.Stop(2, 5))  # backups at batches 4, 8, 12, 16
-        state = _generations.Generations(tmp_path / "backup")
+        state = folders.Generations(tmp_path / "backup")
         saved = state.read(state.paths()[0])
         assert (saved["epoch"], saved["batch"], saved["step"]) == (2, 4, 16)
         history = run.fit(epochs=3)
@@ -285,7 +286,7 @@ class TestFullDisk:
         assert int(run.model.optimizer.iterations) == 6 * EPOCHS
         assert_same(whole, run.outcome(history))
         # Nothing is left of what failed, and the last two are intact.
-        generations = _generations.Generations(tmp_path / "backup")
+        generations = folders.Generations(tmp_path / "backup")
         assert [
             generations.read(path)["epoch"] for path in generations.paths()
         ] == [4, 3]
@@ -304,7 +305,7 @@ class TestFullDisk:
 
         self.warning(stopped)
         assert int(run.model.optimizer.iterations) == 20
-        generations = _generations.Generations(tmp_path / "backup")
+        generations = folders.Generations(tmp_path / "backup")
         (path,) = generations.paths()
         assert generations.read(path)["epoch"] == 1
         monkeypatch.undo()
@@ -323,19 +324,19 @@ class TestFullDisk:
         # It may crash the process.
         run = Run(tmp_path, delete_checkpoint=False)
         numbers = iter(range(1, 1000))
-        usage = atomic_backup.shutil.disk_usage
+        usage = weights_file.shutil.disk_usage
 
         def nearly_full(path):
             free = 100 if next(numbers) in (2, 3) else 2**30
             return usage(path)._replace(free=free)
 
-        monkeypatch.setattr(atomic_backup.shutil, "disk_usage", nearly_full)
+        monkeypatch.setattr(weights_file.shutil, "disk_usage", nearly_full)
         history, _ = self.warning(run.fit)
         assert_same(whole, run.outcome(history))
-        paths = _generations.Generations(tmp_path / "backup").paths()
+        paths = folders.Generations(tmp_path / "backup").paths()
         assert len(paths) == 2
         size = (paths[0] / "model.weights.h5").stat().st_size
-        assert size <= atomic_backup._bytes_of_weights(run.model)
+        assert size <= weights_file.largest_size(run.model)
 
     def test_after_hdf5_has_failed_it_is_left_alone(
         self, whole, tmp_path, monkeypatch
@@ -365,13 +366,13 @@ class TestFullDisk:
             def save_weights(self, path):
                 raise RuntimeError(self.text)
 
-        monkeypatch.setattr(atomic_backup, "_bytes_of_weights", lambda model: 0)
-        with pytest.raises(atomic_backup._Hdf5Error) as caught:
-            atomic_backup._save_weights(Model(), tmp_path / "a")
+        monkeypatch.setattr(weights_file, "largest_size", lambda model: 0)
+        with pytest.raises(weights_file.Hdf5Error) as caught:
+            weights_file.save(Model(), tmp_path / "a")
         assert caught.value.errno == errno.ENOSPC
         Model.text = "of another kind"
         with pytest.raises(RuntimeError, match="of another kind"):
-            atomic_backup._save_weights(Model(), tmp_path / "a")
+            weights_file.save(Model(), tmp_path / "a")
 
 
 @pytest.mark.slow
@@ -380,7 +381,7 @@ class TestDamage:
         run = Run(tmp_path)
         with pytest.raises(KeyboardInterrupt):
             run.fit(training.Stop(3, 2))
-        paths = _generations.Generations(tmp_path / "backup").paths()
+        paths = folders.Generations(tmp_path / "backup").paths()
         assert len(paths) == 2
         return run, paths
 
@@ -474,7 +475,7 @@ class TestBadInput:
             def refuse(path, data):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-            monkeypatch.setattr(_generations.Path, "write_bytes", refuse)
+            monkeypatch.setattr(folders.Path, "write_bytes", refuse)
         model = training.make_model()
         with pytest.raises(OSError) as caught:
             training.fit(model, [AtomicBackup(path)])

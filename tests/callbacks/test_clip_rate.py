@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_adamax import AdamaxClipped, ClipRateLogger, TargetClipRate
 from tests.callbacks import training
+from tests.support import repeated
 
 # float32 rounds the bound once a step.
 UNSURE = 1e-5
@@ -172,7 +173,9 @@ def multi_optimizer(**kwargs):
     )
 
 
-@pytest.mark.parametrize("wrapper", ["loss scale", "multi", "multi, some"])
+@pytest.mark.parametrize(
+    "wrapper", ["multi, some", *repeated("loss scale", "multi")]
+)
 def test_optimizers_inside_of_others(wrapper):
     optimizer = {
         "loss scale": lambda: keras.optimizers.LossScaleOptimizer(
@@ -211,7 +214,8 @@ def test_a_withheld_step_is_not_counted():
     x, y = training.make_data()
     y[8:12] = np.nan  # the third of six batches
     logger = ClipRateLogger(1)
-    model.fit(x, y, 4, callbacks=[logger], shuffle=False, verbose=0)
+    with pytest.warns(UserWarning, match=r"1 step\(s\) were left out"):
+        model.fit(x, y, 4, callbacks=[logger], shuffle=False, verbose=0)
     rows = training.rows(logger.records, variable="", quantity="clip_rate")
     assert [row[3] for row in rows] == [1, 2, 2, 3, 4, 5]
     assert [math.isnan(row[-1]) for row in rows] == [
@@ -342,3 +346,55 @@ def test_a_state_that_is_loaded_in_between_costs_one_record(tmp_path):
     assert len(training.user_warnings(caught)) == 1
     rates = history.history["clip_rate"]
     assert [math.isnan(rate) for rate in rates] == [False, False, True, False]
+
+
+def fit_with_a_nan(model, logger):
+    """The fifth of six batches of each of two epochs has it."""
+    x, y = training.make_data()
+    y[16:20] = np.nan
+    return model.fit(
+        x,
+        y,
+        batch_size=4,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[logger],
+    ).history
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", 2])
+def test_of_a_run_that_has_diverged_it_is_nan(update_freq):
+    """No element of a NaN gradient is above its bound: a rate of 0 misleads."""
+    model = training.make_model(optimizer=AdamaxClipped(0.01))
+    logger = ClipRateLogger(update_freq)
+    history = fit_with_a_nan(model, logger)
+    assert np.isnan(history["clip_rate"]).all()
+    overall = training.values(logger.records, variable="", quantity="clip_rate")
+    expected = (
+        [True, True] if update_freq == "epoch" else [False] * 2 + [True] * 4
+    )
+    assert [math.isnan(value) for value in overall] == expected
+    of_variables = [
+        math.isnan(row[6])
+        for row in training.rows(logger.records, quantity="clip_rate")
+        if row[4]
+    ]
+    assert of_variables == [value for value in expected for _ in range(4)]
+
+
+def test_with_skip_nonfinite_a_run_does_not_diverge():
+    model = training.make_model(
+        optimizer=AdamaxClipped(0.01, skip_nonfinite=True)
+    )
+    logger = ClipRateLogger(2)
+    with pytest.warns(UserWarning) as caught:
+        history = fit_with_a_nan(model, logger)
+    values = training.values(logger.records, quantity="clip_rate")
+    assert values and not np.isnan(values).any()
+    # The fifth batch of each epoch: the third record, and the sixth.
+    skipped = training.values(logger.records, quantity="skipped_steps")
+    assert skipped == [0, 0, 1, 0, 0, 1]
+    assert history["skipped_steps"] == [1, 1]
+    (text,) = training.user_warnings(caught)
+    assert text.startswith("1 step(s) were left out since the last record (ep")

@@ -48,6 +48,7 @@ def results(tmp_path_factory):
     return json.loads(path.read_text("utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_records_are_those_of_one_device(way, results):
     one, many = results["one device"], results[way]

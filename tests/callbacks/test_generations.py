@@ -9,8 +9,9 @@ import warnings
 import pytest
 
 from keras_adamax import AtomicBackup
-from keras_adamax.callbacks import _generations
+from keras_adamax.callbacks._backup import generations as saved
 from tests.callbacks import training
+from tests.support import repeated
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="takes away what root may do, as Linux can"
@@ -78,7 +79,7 @@ def stopped(folder, epoch, *others):
 
 
 def epochs_in(folder):
-    generations = _generations.Generations(folder / "backup")
+    generations = saved.Generations(folder / "backup")
     return [generations.read(path)["epoch"] for path in generations.paths()]
 
 
@@ -173,7 +174,9 @@ class TestAnOldBackupThatCannotBeRemoved:
 
 
 class TestABackupThatCannotBeRead:
-    @pytest.mark.parametrize("what", ["state.json", "model.weights.h5", ""])
+    @pytest.mark.parametrize(
+        "what", ["state.json", *repeated("model.weights.h5", "")]
+    )
     def test_is_an_error_and_is_kept(self, what, folder):
         stopped(folder, 3)
         path = folder / "backup" / "generation-00000003" / what
@@ -191,7 +194,7 @@ class TestABackupThatCannotBeRead:
         history, texts = fit(folder)
         assert history.epoch == [0, 1, 2, 3, 4] and not texts
 
-    @pytest.mark.parametrize("mode", [0o000, 0o300, 0o500])
+    @pytest.mark.parametrize("mode", [0o000, *repeated(0o300, 0o500)])
     def test_as_its_folder_cannot_be_used(self, mode, folder):
         stopped(folder, 3)
         (folder / "backup").chmod(mode)
@@ -206,14 +209,14 @@ class TestABackupThatCannotBeRead:
     def test_as_the_disk_has_lost_it(self, folder, monkeypatch):
         # Here no disk can be made to fail: the error of one is raised.
         stopped(folder, 3)
-        digest = _generations._digest
+        digest = saved._digest
 
         def failing(path):
             if path.parent.name == "generation-00000003":
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
             return digest(path)
 
-        monkeypatch.setattr(_generations, "_digest", failing)
+        monkeypatch.setattr(saved, "_digest", failing)
         history, (text,) = fit(folder)
         assert "the newest backup" in text and "Input/output error" in text
         assert history.epoch == [0, 1, 2, 3, 4]
@@ -224,8 +227,8 @@ class TestADamagedBackup:
         stopped(folder, 3)
         bad = folder / "backup" / "generation-00000003"
         (bad / "state.json").write_text("x")
-        generations = _generations.Generations(folder / "backup")
-        with pytest.raises(_generations.Damaged):
+        generations = saved.Generations(folder / "backup")
+        with pytest.raises(saved.Damaged):
             generations.read(bad)
         generations.discard(bad)
         bad.chmod(0o500)

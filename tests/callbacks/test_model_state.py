@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from keras_adamax import AdamaxClipped, AtomicBackup
-from keras_adamax.callbacks import _generations, _model_state
+from keras_adamax.callbacks._backup import model_state
+from keras_adamax.callbacks._backup.generations import Generations
 from tests.callbacks import gan, training
 
 EPOCHS = 4
@@ -54,7 +55,11 @@ OTHERS = (
 class TestOptimizersOfOneModel:
     @pytest.mark.parametrize(
         ("optimizers", "keep"),
-        [(ADAM, "attributes"), (OTHERS, "list"), (OTHERS, "dict")],
+        [
+            (OTHERS, "dict"),
+            pytest.param(ADAM, "attributes", marks=pytest.mark.slow),
+            pytest.param(OTHERS, "list", marks=pytest.mark.slow),
+        ],
     )
     def test_are_all_restored(self, optimizers, keep, tmp_path):
         def fit(callbacks):
@@ -74,6 +79,7 @@ class TestOptimizersOfOneModel:
             16,
         ]
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         training.BACKEND == "jax", reason="Keras needs an optimizer there"
     )
@@ -128,7 +134,7 @@ class TestOptimizersOfOneModel:
         inner = keras.optimizers.SGD()
         model.scaled = keras.optimizers.LossScaleOptimizer(inner)
         model.inner = inner
-        found = _model_state.held_optimizers(model)
+        found = model_state.held_optimizers(model)
         assert set(found) == {
             "optimizer",
             "d_optimizer",
@@ -466,7 +472,7 @@ def test_a_backup_of_an_earlier_version_is_restored(tmp_path):
     backup = AtomicBackup(tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
         fit(swap(), backup, training.Stop(2, 1))
-    generations = _generations.Generations(tmp_path / "b")
+    generations = Generations(tmp_path / "b")
     for path in generations.paths():
         content = generations.read(path)
         for name in ("model", "averages_in_model", "has_only_averages"):

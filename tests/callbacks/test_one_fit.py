@@ -13,6 +13,7 @@ from keras_adamax import (
     WeightDeltaLogger,
 )
 from tests.callbacks import training
+from tests.support import repeated
 
 LOGGERS = pytest.mark.parametrize("logger", [ClipRateLogger, WeightDeltaLogger])
 
@@ -107,7 +108,7 @@ class Fail(keras.callbacks.Callback):
 
 class TestResumedWithNewLoggers:
     @LOGGERS
-    @pytest.mark.parametrize("update_freq", ["epoch", 4])
+    @pytest.mark.parametrize("update_freq", [4, *repeated("epoch")])
     def test_while_the_old_ones_live(self, logger, update_freq, tmp_path):
         whole = logger(update_freq)
         training.fit(training.make_model(), [whole], epochs=4)

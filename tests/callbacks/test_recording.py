@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import pickle
+import re
 import threading
 import warnings
 from contextlib import redirect_stdout
@@ -16,10 +17,10 @@ import pytest
 import keras_adamax
 from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
 from tests.callbacks import training
+from tests.support import repeated
 
 KEYS = {"clip_rate", "weight_delta", "weight_delta_ratio"}
 LOGGERS = pytest.mark.parametrize("logger", [ClipRateLogger, WeightDeltaLogger])
-
 
 IN_FRONT = {
     "History": lambda path, key: keras.callbacks.History(),
@@ -134,13 +135,10 @@ class TestWhen:
             (0, 1, 6, 12),
             (0, 2, 4, 16),
         ]
-        # Loss by batch, and by epoch; where both are due there is one row.
-        assert moments(logger, "loss") == [
-            (0, 0, 4, 4),
+        assert moments(logger, "loss") == moments(logger)
+        assert moments(logger, "epoch_loss") == [
             (0, 0, 6, 6),
-            (0, 1, 2, 8),
             (0, 1, 6, 12),
-            (0, 2, 4, 16),
             (0, 2, 6, 18),
         ]
 
@@ -151,18 +149,42 @@ class TestWhen:
         expected = [(0, 0, 6, 6), (0, 1, 6, 12), (0, 2, 6, 18)]
         assert moments(logger) == moments(logger, "loss") == expected
 
-    def test_the_loss_is_that_of_the_recorded_batch(self):
-        logger, seen = WeightDeltaLogger(2), SeenLogs()
-        training.fit(training.make_model(), [logger, seen], epochs=2)
-        losses = [logs["loss"] for logs in seen.batches]
-        assert training.values(logger.records, quantity="loss") == losses[1::2]
+    @pytest.mark.parametrize("update_freq", [1, 2, 4])
+    def test_the_loss_is_that_of_the_window(self, update_freq):
+        logger, seen = WeightDeltaLogger(update_freq), SeenLogs()
+        training.fit(
+            training.make_model(),
+            [logger, seen],
+            epochs=2,
+            # Keras uses the same metrics for it.
+            validation_data=training.make_data(),
+        )
+        running = [logs["loss"] for logs in seen.batches]
+        of_batch = [
+            (i % 6 + 1) * running[i] - (i % 6 and i % 6 * running[i - 1])
+            for i in range(12)
+        ]
+        windows = np.reshape(of_batch, (-1, update_freq)).mean(axis=1)
+        records = logger.records
+        np.testing.assert_allclose(
+            training.values(records, quantity="loss"), windows, rtol=1e-5
+        )
+        assert training.values(records, quantity="epoch_loss") == [
+            logs["loss"] for logs in seen.epochs
+        ]
+        assert len(training.values(records, quantity="val_loss")) == 2
 
     @pytest.mark.skipif(
         training.BACKEND == "torch", reason="Keras does not support it on torch"
     )
     @pytest.mark.parametrize(
         ("update_freq", "batches"),
-        [("epoch", [6, 6]), (1, [4, 6, 4, 6]), (4, [4, 4, 6]), (5, [6, 4])],
+        [
+            ("epoch", [6, 6]),
+            (4, [4, 4, 6]),
+            pytest.param(1, [4, 6, 4, 6], marks=pytest.mark.slow),
+            pytest.param(5, [6, 4], marks=pytest.mark.slow),
+        ],
     )
     def test_steps_per_execution(self, update_freq, batches):
         # 6 batches in executions of 4 and 2.
@@ -214,7 +236,8 @@ class TestWhen:
             # On TensorFlow, Keras counts the step that finds no data.
             step = int(model.optimizer.iterations)
             assert step == (7 if training.BACKEND == "tensorflow" else 6)
-            assert moments(logger, "loss") == [(0, 0, 4, 4), (0, 0, 6, step)]
+            assert moments(logger, "loss") == [(0, 0, 4, 4)]
+            assert moments(logger, "epoch_loss") == [(0, 0, 6, step)]
 
     def test_early_stopping_in_the_middle(self):
         class Stop(keras.callbacks.Callback):
@@ -324,7 +347,11 @@ class TestLogs:
                 time.sleep(0.07)  # the bar is drawn 20 times a second
 
         with redirect_stdout(output):
-            training.fit(training.make_model(), [*both(2), Slow()], verbose=1)
+            training.fit(
+                training.make_model(),
+                [*both(2, batch_logs=True), Slow()],
+                verbose=1,
+            )
         bars = [p for p in output.getvalue().splitlines() if "/6" in p]
         shown = [KEYS <= set(bar.replace(":", "").split()) for bar in bars]
         # From the batch after the first record on.
@@ -336,8 +363,10 @@ class TestLogs:
         history = training.fit(
             training.make_model(), both(10), epochs=2
         ).history
-        for key in KEYS:
+        for key in KEYS - {"clip_rate"}:
             assert [math.isnan(v) for v in history[key]] == [True, False]
+        # That of the epoch needs no record.
+        assert not np.isnan(history["clip_rate"]).any()
 
     @pytest.mark.parametrize("validate", [False, True])
     def test_tensorboard_callback(self, validate, tmp_path):
@@ -345,7 +374,7 @@ class TestLogs:
         data = training.make_data()
         training.fit(
             training.make_model(),
-            [*both(2), board],
+            [*both(2, batch_logs=True), board],
             epochs=2,
             validation_data=data if validate else None,
         )
@@ -362,70 +391,39 @@ class TestLogs:
                 assert [e.step for e in events.Tensors(tag)] == [0, 1]
         assert {f"batch_{key}" for key in KEYS} <= tags
 
-    @pytest.mark.slow
     @LOGGERS
-    @pytest.mark.parametrize("epochs", [1, 3])
-    @pytest.mark.parametrize("name", IN_FRONT)
-    @pytest.mark.filterwarnings("ignore:.*which is not available:UserWarning")
-    @pytest.mark.filterwarnings("ignore:Can save best model:UserWarning")
-    def test_a_callback_in_front_is_told_of_once(
-        self, name, epochs, logger, tmp_path
-    ):
-        logger = logger()
+    @pytest.mark.parametrize(
+        "name",
+        ["History", "EarlyStopping's monitor"]
+        + repeated(*[n for n in IN_FRONT if n[0] not in "HE"]),
+    )
+    def test_a_callback_in_front_sees_them(self, name, logger, tmp_path):
+        logger, seen = logger(), SeenLogs()
         keys = logger.summary_keys
         callback = IN_FRONT[name](tmp_path / "file", keys[0])
-        with pytest.warns(UserWarning) as caught:
-            training.fit(
-                training.make_model(), [callback, logger], epochs=epochs
-            )
-        if "monitor" in name:
-            keys = keys[:1]
-        own = type(logger).__name__
-        (text,) = [
-            text
-            for text in training.user_warnings(caught)
-            if "the list of callbacks" in text
-        ]
-        assert text == (
-            f"{type(callback).__name__} lacks {' and '.join(keys)} after the "
-            f"first epoch: it stands before {own} in the list of callbacks, "
-            f"and a logger reaches only those behind it. Put {own} first."
-        )
+        # Keras would warn that what it monitors is missing.
+        training.fit(training.make_model(), [seen, callback, logger], epochs=2)
+        assert all(set(keys) < set(logs) for logs in seen.epochs)
 
-    def test_of_several_in_front_there_is_one_warning(self, tmp_path):
-        table = keras.callbacks.CSVLogger(tmp_path / "log.csv")
-        rates, deltas = both()
-        callbacks = [keras.callbacks.History(), rates, table, deltas]
-        model = training.make_model()
-        with pytest.warns(UserWarning) as caught:
-            for _ in range(2):
-                training.fit(model, callbacks, epochs=2)
-        assert training.user_warnings(caught) == [
-            "History and CSVLogger lack clip_rate, weight_delta and "
-            "weight_delta_ratio after the first epoch: they stand before "
-            "ClipRateLogger and WeightDeltaLogger in the list of callbacks, "
-            "and a logger reaches only those behind it. Put ClipRateLogger "
-            "and WeightDeltaLogger first."
-        ]
+    def test_loggers_keep_their_order(self):
+        order = []
 
-    def test_those_in_front_that_lack_nothing(self, tmp_path):
-        # Of a key that they do not read, or that another logger has given.
-        table = keras.callbacks.CSVLogger(tmp_path / "log.csv")
-        checkpoint = keras.callbacks.ModelCheckpoint(
-            tmp_path / "a.weights.h5",
-            "clip_rate",
-            mode="min",
-            save_weights_only=True,
+        def note(logger):
+            hook = logger.on_epoch_end
+
+            def call(epoch, logs=None):
+                order.append((logger, set(logs) & KEYS))
+                hook(epoch, logs)
+
+            logger.on_epoch_end = call
+
+        deltas, rates = WeightDeltaLogger(), ClipRateLogger()
+        note(deltas)
+        note(rates)
+        training.fit(
+            training.make_model(), [SeenLogs(), deltas, SeenLogs(), rates]
         )
-        callbacks = [
-            keras.callbacks.EarlyStopping("loss"),
-            checkpoint,
-            SeenLogs(),
-            ClipRateLogger(),
-            table,
-            ClipRateLogger(2),
-        ]
-        training.fit(training.make_model(), callbacks, epochs=2)
+        assert order == [(deltas, set()), (rates, KEYS - {"clip_rate"})]
 
     def test_elsewhere_in_the_list_history_and_progress_bar_see_them(self):
         output = io.StringIO()
@@ -435,6 +433,69 @@ class TestLogs:
             )
         assert KEYS < set(history.history)
         assert all(f" {key}: " in output.getvalue() for key in KEYS)
+
+    @pytest.mark.parametrize(
+        ("batch_logs", "shown"),
+        [
+            (False, set()),
+            (True, {"weight_delta", "weight_delta_ratio"}),
+            (["weight_delta"], {"weight_delta"}),
+        ],
+    )
+    def test_the_user_chooses_what_the_logs_of_a_batch_show(
+        self, batch_logs, shown
+    ):
+        seen = SeenLogs()
+        logger = WeightDeltaLogger(2, batch_logs=batch_logs)
+        training.fit(training.make_model(), [logger, seen])
+        assert [set(logs) & KEYS for logs in seen.batches] == [
+            set(),
+            set(),
+            *[shown] * 4,
+        ]
+        assert set(seen.epochs[0]) & KEYS == set(logger.summary_keys)
+
+    def test_a_line_of_the_progress_bar_fits_80_columns(self):
+        output = io.StringIO()
+        model = training.make_model(metrics=["mae"])
+        with redirect_stdout(output):
+            training.fit(model, both(1), verbose=1)
+        lines = re.split(r"[\r\n\b]+", output.getvalue())
+        # The last one is printed once an epoch.
+        bars = [line for line in lines if "/6" in line][:-1]
+        plain = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in bars]
+        assert plain and all(len(line) < 80 for line in plain)
+
+    def test_the_clip_rate_of_an_epoch_is_not_that_of_a_window(self):
+        model = training.make_model()
+        whole, parts = ClipRateLogger(), ClipRateLogger(4)
+        seen = SeenLogs()
+        history = training.fit(model, [whole, parts, seen], epochs=3).history
+        # Both give the same key, and the second is the later.
+        of_epochs = training.values(
+            whole.records, variable="", quantity="clip_rate"
+        )
+        assert history["clip_rate"] == of_epochs
+        windows = training.values(
+            parts.records, variable="", quantity="clip_rate"
+        )
+        assert len(windows) == 4 and windows != of_epochs
+
+    def test_each_value_is_given_to_a_function(self):
+        given = []
+        logger = ClipRateLogger(
+            4,
+            on_record=lambda step, name, value: given.append(
+                (step, name, value)
+            ),
+        )
+        training.fit(training.make_model(), [logger], epochs=2)
+        assert given == [
+            (row[3], "/".join(filter(None, row[4:6])), row[6])
+            for row in training.rows(logger.records)
+        ]
+        assert (4, "clip_rate") in {row[:2] for row in given}
+        assert any(name.endswith("/kernel/clip_rate") for _, name, _ in given)
 
 
 class TestThreads:

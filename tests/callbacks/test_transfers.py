@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_adamax import AdamaxClipped, ClipRateLogger, WeightDeltaLogger
 from keras_adamax.callbacks import _clip_counts, _weight_changes
-from keras_adamax.statistics import rows_from_totals
+from keras_adamax.exact_totals import rows_from_totals
 from tests.callbacks import training
 
 
@@ -23,7 +23,7 @@ def optimizers(kind):
 
 
 class Transfers:
-    """Counts what comes to the host, between two callbacks."""
+    """Counts what comes to the host in the hooks of a logger."""
 
     def __init__(self, monkeypatch):
         self.shapes = []
@@ -48,16 +48,26 @@ class Transfers:
 
         monkeypatch.setattr(place, name, counting)
 
-    def switch(self, is_on):
-        transfers = self
+    def watch(self, logger):
+        def watched(hook):
+            def call(*arguments, **keywords):
+                self.is_on = True
+                try:
+                    hook(*arguments, **keywords)
+                finally:
+                    self.is_on = False
 
-        class Switch(keras.callbacks.Callback):
-            def on_train_batch_begin(self, batch, logs=None):
-                transfers.is_on = is_on
+            return call
 
-            on_epoch_end = on_train_batch_begin
+        for name in ("on_train_batch_begin", "on_epoch_end"):
+            setattr(logger, name, watched(getattr(logger, name)))
 
-        return Switch()
+    @property
+    def vectors(self):
+        """Without what is looked at once: whether metrics are running means."""
+        scalars = [shape for shape in self.shapes if shape == ()]
+        assert len(scalars) <= 1
+        return [shape for shape in self.shapes if shape != ()]
 
 
 @pytest.mark.parametrize("with_log_dir", [False, True])
@@ -68,16 +78,15 @@ def test_one_vector_a_record(logger, kind, with_log_dir, monkeypatch, tmp_path):
     transfers = Transfers(monkeypatch)
     folder = tmp_path / "events" if with_log_dir else None
     logger = logger(2, log_dir=folder, filename=tmp_path / "records.csv")
-    training.fit(
-        model,
-        [transfers.switch(True), logger, transfers.switch(False)],
-        epochs=2,
-    )
-    # Six limbs, or four measures and the bins, of four variables; the step.
-    width = 6
+    transfers.watch(logger)
+    training.fit(model, [logger], epochs=2)
+    # Six limbs and an element of the norm, or four measures and the bins, of
+    # four variables; how many steps each optimizer has skipped; the step.
+    width, others = 6 + 1, {"one": 1, "two": 2}[kind]
     if isinstance(logger, WeightDeltaLogger):
+        others = 0
         width = 4 + (_weight_changes.BINS if with_log_dir else 0)
-    assert transfers.shapes == [(4 * width + 2,)] * 6
+    assert transfers.vectors == [(4 * width + others + 2,)] * 6
     quantity = logger.summary_keys[0]
     assert len(training.rows(logger.records, quantity=quantity)) == 30
 
@@ -107,7 +116,7 @@ def test_large_integers_survive():
         counts.assign(rows_from_totals(own))
     step = 2**31 - 1
     model.optimizer.iterations.assign(step)
-    found, snapshots, _ = _clip_counts.read([model.optimizer])
+    found, snapshots, *_ = _clip_counts.read([model.optimizer])
     assert found == step
     assert [
         pair
@@ -121,10 +130,18 @@ def test_large_integers_survive():
 
 
 def test_before_an_optimizer_is_built():
-    for arguments in ({}, {"spike_threshold": 0.2}):
+    for arguments in (
+        {},
+        {"spike_threshold": 0.2},
+        {"track_gradient_norms": True},
+    ):
         optimizer = AdamaxClipped(**arguments)
         assert _clip_counts.read([optimizer]) == (
             0,
             [optimizer.clip_statistics()],
             [optimizer.spike_statistics()],
+            [frozenset()],
+            [0],
+            [optimizer.gradient_statistics()],
+            [{}],
         )

@@ -15,9 +15,9 @@ from keras_adamax import (
     AdamaxClipped,
     ClipRateLogger,
     WeightDeltaLogger,
-    kernels,
 )
-from keras_adamax.callbacks import _weight_changes
+from keras_adamax.callbacks import _devices, _weight_changes
+from keras_adamax.callbacks import _unchanged_weights as unchanged
 from tests.callbacks import training
 
 
@@ -293,7 +293,7 @@ print(window / size, record / size, held / size)
 def test_jax_keeps_no_differences():
     if training.BACKEND != "jax":
         pytest.skip("asks XLA")
-    module = kernels.load()
+    module = _devices.load()
     values = [np.ones((2048, 1024), "float32"), np.ones((50, 50), "float32")]
     arrays = [ops.convert_to_tensor(v) for v in values]
     step = ops.convert_to_tensor(1, "int32")
@@ -509,9 +509,11 @@ class TestUnchanged:
                 pass
 
         class Restore(keras.callbacks.Callback):
-            """Stands before the logger."""
+            """Before the logger, which is first when an epoch ends."""
 
-            def on_epoch_end(self, epoch, logs=None):
+            def on_train_batch_end(self, batch, logs=None):
+                if batch < 5:
+                    return
                 layer = self.model.get_layer("first")
                 for weight, value in zip(
                     layer.weights, freeze.kept, strict=True
@@ -799,19 +801,16 @@ def test_layers_that_freeze_between_fits(logger, tmp_path):
 
 class TestReasonsByVariable:
     def reasons(self, optimizer, variables):
-        from keras_adamax.callbacks import _unchanged
-
         start = {id(optimizer): optimizer.clip_statistics()}
         zeros = [
             None if getattr(v, "no_gradient", False) else ops.zeros(v.shape)
             for v in variables
         ]
         optimizer.apply(zeros, variables)
-        return _unchanged.reasons([optimizer], variables, False, start)
+        return unchanged.reasons([optimizer], variables, False, start)
 
     @pytest.mark.filterwarnings("ignore:Gradients do not exist")
     def test_an_excluded_variable_that_was_renamed(self):
-        from keras_adamax.callbacks import _unchanged
 
         variables = [
             keras.Variable(np.ones(3, "float32"), name=name)
@@ -823,13 +822,12 @@ class TestReasonsByVariable:
         optimizer._paths = ("a", "b", "c")
         variables[2].no_gradient = True
         assert self.reasons(optimizer, variables) == [
-            _unchanged.ZERO_GRADIENT,
-            _unchanged.ZERO_GRADIENT,
-            _unchanged.NO_GRADIENT,
+            unchanged.ZERO_GRADIENT,
+            unchanged.ZERO_GRADIENT,
+            unchanged.NO_GRADIENT,
         ]
 
     def test_a_scale_that_is_overwritten_with_its_gradient(self):
-        from keras_adamax.callbacks import _unchanged
 
         variables = [
             keras.Variable(np.ones(3, "float32"), name=name)
@@ -838,6 +836,6 @@ class TestReasonsByVariable:
         variables[1].overwrite_with_gradient = True
         optimizer = AdamaxClipped(0.01)
         optimizer.build(variables)
-        assert self.reasons(optimizer, variables)[1] == _unchanged.OVERWRITTEN
+        assert self.reasons(optimizer, variables)[1] == unchanged.OVERWRITTEN
         # And it spoils nobody else's.
-        assert self.reasons(optimizer, variables)[0] == _unchanged.ZERO_GRADIENT
+        assert self.reasons(optimizer, variables)[0] == unchanged.ZERO_GRADIENT

@@ -33,6 +33,30 @@ def large_paths(count=200):
             return paths[:count]
 
 
+def bert_paths():
+    """Paths of the 201 variables of KerasHub's BERT with a classifier."""
+    paths = [
+        *(f"{name}_embedding/embeddings" for name in ("token", "position")),
+        "segment_embedding/embeddings",
+        *(f"embeddings_layer_norm/{kind}" for kind in ("gamma", "beta")),
+    ]
+    attention = ("query", "key", "value", "attention_output")
+    for block in range(12):
+        layer = f"transformer_layer_{block}"
+        for part, kinds in (
+            *((f"self_attention_layer/{name}", "kb") for name in attention),
+            ("self_attention_layer_norm", "gb"),
+            ("feedforward_intermediate_dense", "kb"),
+            ("feedforward_output_dense", "kb"),
+            ("feedforward_layer_norm", "gb"),
+        ):
+            names = ("kernel", "bias") if kinds == "kb" else ("gamma", "beta")
+            paths += [f"{layer}/{part}/{name}" for name in names]
+    for part in ("pooled_dense", "logits"):
+        paths += [f"{part}/kernel", f"{part}/bias"]
+    return paths
+
+
 def flat_paths(count=200):
     """Paths of many layers without a hierarchy."""
     return [

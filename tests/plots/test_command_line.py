@@ -3,8 +3,11 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 
+from keras_adamax import records
 from keras_adamax.plots import __main__ as command
+from keras_adamax.plots import read_records, write_records
 from tests.plots.synthetic import make_rows, write_csv
 
 
@@ -48,7 +51,7 @@ def test_default_is_a_report_beside_you(run_csv, tmp_path, monkeypatch, capsys):
 def test_title(run_csv, tmp_path, capsys, monkeypatch, arguments, title):
     seen = []
 
-    def save(records, path, title):
+    def save(records, path, title, **rows):
         seen.append(title)
 
     monkeypatch.setattr(command.plots, "save_report", save)
@@ -59,8 +62,8 @@ def test_title(run_csv, tmp_path, capsys, monkeypatch, arguments, title):
 def test_one_run(run_csv, tmp_path, capsys, monkeypatch):
     seen = []
 
-    def save(records, path, title):
-        seen.append(set(records["run"].tolist()))
+    def save(records, path, title, **rows):
+        seen.append(set(read_records(records)["run"].tolist()))
 
     monkeypatch.setattr(command.plots, "save_report", save)
     assert call(capsys, run_csv, "--run", 1) == (0, [])
@@ -161,3 +164,100 @@ def test_as_a_module(run_csv, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert output.read_bytes().startswith(b"%PDF-")
+
+
+class TestOtherFormats:
+    @pytest.fixture
+    def original(self, tmp_path, run_csv):
+        """The file as a logger writes it."""
+        records.save(records.load(run_csv), tmp_path / "run.csv")
+        return tmp_path / "run.csv"
+
+    def test_there_and_back(self, original, tmp_path, capsys):
+        before = original.read_bytes()
+        compact = tmp_path / "run.npz"
+        assert call(capsys, original, "-o", compact) == (0, [])
+        assert compact.stat().st_size < len(before) / 5
+        output = tmp_path / "again.csv"
+        assert call(capsys, compact, "-o", output) == (0, [])
+        assert output.read_bytes() == before
+        figures = [tmp_path / "a.png", tmp_path / "b.png"]
+        for source, figure in zip((original, compact), figures, strict=True):
+            arguments = (source, "-o", figure, "--title", "same")
+            assert call(capsys, *arguments) == (0, [])
+        assert figures[0].read_bytes() == figures[1].read_bytes()
+
+    def test_a_part(self, original, tmp_path, capsys):
+        output = tmp_path / "part.csv"
+        arguments = ("--run", 1, "--variables", "lstm", "-o", output)
+        assert call(capsys, original, *arguments) == (0, [])
+        part = read_records(output)
+        assert set(part["run"].tolist()) == {1}
+        assert {n.split("/")[1] for n in set(part["variable"]) if n} == {"lstm"}
+        assert "" in part["variable"]
+
+    def test_of_several_files(self, original, tmp_path, capsys):
+        output = tmp_path / "both.npz"
+        code, lines = call(capsys, original, original, "-o", output)
+        assert code == 2 and "of one file. Received: 2 files" in lines[0]
+        assert not output.exists()
+
+    def test_write_records(self, original, tmp_path):
+        write_records(original, str(tmp_path / "a.NPZ"))
+        write_records(read_records(tmp_path / "a.NPZ"), tmp_path / "a.csv")
+        assert (tmp_path / "a.csv").read_bytes() == original.read_bytes()
+        with pytest.raises(ValueError, match=r"end in \.csv, \.npz"):
+            write_records(original, tmp_path / "a.parquet")
+
+
+class TestComparison:
+    def titles(self, monkeypatch, capsys, *arguments):
+        seen = []
+
+        def compare(runs, title, **rows):
+            seen.append((list(runs), title, rows))
+            return Figure()
+
+        monkeypatch.setattr(command.plots, "plot_comparison", compare)
+        assert call(capsys, *arguments) == (0, [])
+        return seen[0]
+
+    def test_two_files(self, run_csv, tmp_path, capsys):
+        other = write_csv(tmp_path / "other.csv", make_rows(seed=1))
+        output = tmp_path / "both.png"
+        assert call(capsys, run_csv, other, "-o", output) == (0, [])
+        assert output.read_bytes().startswith(b"\x89PNG")
+
+    def test_names(self, run_csv, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        other = tmp_path / "other" / "run.csv"
+        other.parent.mkdir()
+        other.write_bytes(run_csv.read_bytes())
+        for arguments, names in (
+            ((run_csv, other), [str(run_csv), str(other)]),
+            ((run_csv, run_csv, "--run", 0, "--run", 1), None),
+        ):
+            found, title, _ = self.titles(monkeypatch, capsys, *arguments)
+            assert found == (names or ["run, run 0", "run, run 1"])
+            assert title is None
+
+    def test_rows(self, run_csv, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        arguments = ("--group-by", "none", "--top", 3, "--variables", "a")
+        arguments += ("--variables", "b")
+        *_, rows = self.titles(
+            monkeypatch, capsys, run_csv, run_csv, *arguments
+        )
+        assert rows == {"variables": ["a", "b"], "group_by": None, "top": 3}
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--run", 0, "--run", 1, "--run", 0), "once, or for each file"),
+            (("--kind", "training"), "draws one file. Received: 2 files"),
+        ],
+    )
+    def test_wrong_use(self, run_csv, tmp_path, capsys, arguments, message):
+        output = tmp_path / "a.png"
+        code, lines = call(capsys, run_csv, run_csv, "-o", output, *arguments)
+        assert code == 2 and message in lines[0]

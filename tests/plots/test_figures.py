@@ -20,11 +20,13 @@ from keras_adamax.plots import _figures
 from tests.plots.synthetic import (
     SMALL,
     as_records,
+    bert_paths,
     flat_paths,
     large_paths,
     make_rows,
     write_csv,
 )
+from tests.support import repeated
 
 # Figures are Any here: half of what matplotlib's annotations allow an artist
 # to hold never occurs.
@@ -38,6 +40,7 @@ FIGURES = {
     "training": plot_training,
 }
 LARGE = large_paths()
+BERT = bert_paths()
 FLAT = flat_paths()
 LONG = [f"functional_{'x' * 50}/outer_block/{path}" * 2 for path in SMALL]
 CASES = {
@@ -50,6 +53,7 @@ CASES = {
     "large": {"variables": LARGE, "frozen": LARGE[1:9], "nan": LARGE[99:103]},
     "flat": {"variables": FLAT, "frozen": FLAT[:20], "runs": 2},
     "middle": {"variables": LARGE[:30]},
+    "bert": {"variables": BERT, "frozen": BERT[3:9], "nan": BERT[99:103]},
     "long": {"variables": LONG},
     "one": {"variables": SMALL[:1]},
     "clip_only": {"quantities": ("clip_rate",)},
@@ -122,6 +126,18 @@ def test_no_text_overlaps_or_leaves_the_figure(case, kind):
     title = "A long title " * 9 if kind == "report" else None
     figure = _figures._figure(records_of(case), title, kind)
     assert isinstance(figure, Figure)
+    assert_texts_fit(figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["small", "bert"])
+@pytest.mark.parametrize("group_by", ["auto", "kind", None])
+def test_no_text_of_a_comparison_overlaps(case, group_by):
+    runs = {name: records_of(case) for name in ("one", "another one")}
+    assert_texts_fit(plots.plot_comparison(runs, group_by=group_by))
+
+
+def assert_texts_fit(figure):
     texts = visible_texts(figure)
     assert len(texts) > 4
     boxes = np.array([box.extents for _, box in texts])
@@ -166,7 +182,8 @@ def test_lines_are_the_records(case):
 @pytest.mark.parametrize("case", ["small", "runs", "large", "flat", "single"])
 def test_clip_rate_map_is_the_records(case):
     records = records_of(case)
-    ax = panel(plot_clip_rates(records), "Clip rate of each variable")
+    figure = plot_clip_rates(records, group_by=None)
+    ax = panel(figure, "Clip rate of each variable")
     mesh = map_of(ax)
     array = mesh.get_array()
     variables = [v for v in dict.fromkeys(records["variable"].tolist()) if v]
@@ -259,7 +276,7 @@ def test_axes_have_units():
         "clipped elements\n(fraction)",
         "weight change /\nweight norm",
     ]
-    figure = plot_weight_changes(records_of("large"))
+    figure = plot_weight_changes(records_of("large"), group_by=None)
     assert figure.axes[0].get_ylabel() == "weight change,\nL2 norm"
     assert figure.axes[-1].get_ylabel() == "variables by layer"
     bar = figure.axes[-1].child_axes[0]
@@ -374,7 +391,7 @@ def test_all_weights_frozen():
 
 def test_unchanged_and_missing_cells_of_the_map():
     records = records_of("large")
-    figure = plot_weight_changes(records)
+    figure = plot_weight_changes(records, group_by=None)
     ax = panel(figure, "Weight change ratio of each variable")
     mesh = map_of(ax)
     rgba = mesh.cmap(mesh.norm(mesh.get_array()))
@@ -594,7 +611,7 @@ def test_many_records_are_merged():
     mesh = map_of(plot_clip_rates(as_records(rows)).axes[0])
     columns = mesh.get_array().filled(np.nan)[0]
     assert len(columns) == 834
-    np.testing.assert_allclose(columns[0], values[:3].mean())
+    np.testing.assert_allclose(columns[0], values[:3].max())
     np.testing.assert_allclose(columns[-1], values[-1])
     edges = mesh.get_coordinates()[0, :, 0]
     assert edges[:3].tolist() == [0, 3, 6] and edges[-1] == count
@@ -643,7 +660,7 @@ def test_title():
     assert plot_training(records_of("single")).get_suptitle() == ""
 
 
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "PNG"])
+@pytest.mark.parametrize("suffix", ["svg", *repeated("png", "pdf", "PNG")])
 def test_formats(tmp_path, suffix):
     path = tmp_path / f"report.{suffix}"
     save_report(records_of("large"), str(path))
@@ -704,6 +721,7 @@ def test_dark_style_does_not_hide_anything():
                 assert ax.get_facecolor() == (1, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_threads_draw_the_same(tmp_path):
     records = records_of("small")
 
@@ -729,7 +747,10 @@ def test_without_matplotlib(monkeypatch, tmp_path):
     for name in list(sys.modules):
         if name.partition(".")[0] == "matplotlib":
             monkeypatch.setitem(sys.modules, name, None)
-    for name in ("_layouts", "_sheet", "_panels", "_heat_map", "_marks"):
+    for name in (
+        *("_comparison", "_layouts", "_sheet", "_panels", "_maps"),
+        *("_heat_map", "_scales", "_marks"),
+    ):
         monkeypatch.delitem(sys.modules, f"keras_adamax.plots.{name}", False)
         monkeypatch.delattr(plots, name, False)
     assert plots.read_records(records)
@@ -745,6 +766,7 @@ def test_docstrings(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "run.csv", make_rows())
+    plots.write_records("run.csv", "run.npz")
     result = doctest.testmod(_figures, extraglobs={"logger": Logger()})
     assert result.attempted and not result.failed
     assert (tmp_path / "report.png").stat().st_size

@@ -172,6 +172,8 @@ def test_one_run():
         read_records(records, run=5)
 
 
-def test_docstrings():
+def test_docstrings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "run.csv", make_rows())
     result = doctest.testmod(_records)
     assert result.attempted and not result.failed

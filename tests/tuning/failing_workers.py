@@ -12,7 +12,7 @@ import time
 import types
 from pathlib import Path
 
-from keras_adamax_tuning import _workers
+from keras_adamax_tuning.running import worker_processes
 
 TEXT = "x" * 200_000 + " is the end"
 
@@ -82,7 +82,7 @@ def _is_first(settings):
 def killed_while_sending(settings, number):
     if not _is_first(settings):
         return
-    say = _workers._say
+    say = worker_processes._say
 
     class Outbox:
         def __init__(self, outbox):
@@ -94,7 +94,7 @@ def killed_while_sending(settings, number):
             if self.count == 100:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    _workers._say = lambda outbox, *texts: say(Outbox(outbox), *texts)
+    worker_processes._say = lambda outbox, *texts: say(Outbox(outbox), *texts)
     raise ValueError(TEXT)
 
 
@@ -116,8 +116,8 @@ def main():
 
     said, raised = [], None
     try:
-        with _workers.started(2, failing_workers.__name__) as workers:
-            _workers.run_workers(
+        with worker_processes.started(2, failing_workers.__name__) as workers:
+            worker_processes.run_workers(
                 getattr(failing_workers, name),
                 types.SimpleNamespace(folder=folder),
                 workers,

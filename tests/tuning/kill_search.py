@@ -34,11 +34,8 @@ import numpy as np  # noqa: E402
 import optuna  # noqa: E402
 
 from keras_adamax import AdamaxClipped  # noqa: E402
-from keras_adamax_tuning import (  # noqa: E402
-    OptunaOracle,
-    OptunaTuner,
-    _owner,
-)
+from keras_adamax_tuning import OptunaOracle, OptunaTuner  # noqa: E402
+from keras_adamax_tuning.study import owners  # noqa: E402
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -91,7 +88,7 @@ def work(arguments, folder: Path, study_name: str) -> None:
         # A process of this machine is waited for; only one of another machine
         # is taken for dead while it lives.
         machine = str(os.getpid())
-        _owner._machine = lambda: machine
+        owners._machine = lambda: machine
     tuner = make_tuner(arguments, folder, study_name)
     # A kill is aimed at a worker that has begun with a trial.
     tuner.on_trial_begin = lambda trial: (

@@ -5,13 +5,13 @@ import datetime
 import keras_tuner
 import numpy as np
 
-from keras_adamax_tuning.logical_trial import LogicalTrial
+from keras_adamax_tuning import Trial
 
 BEGIN = datetime.datetime(2024, 1, 1)
 
 
 def make_trial(number, state="completed", score=None, **fields):
-    """A `LogicalTrial` with what is not given left empty."""
+    """A `Trial` with what is not given left empty."""
     values = {
         "best_epoch": None if score is None else 1,
         "hyperparameters": {},
@@ -28,7 +28,7 @@ def make_trial(number, state="completed", score=None, **fields):
     }
     if state == "running":
         values |= {"seconds": None, "finished_at": None}
-    return LogicalTrial(number, state, score, **(values | fields))
+    return Trial(number, state, score, **(values | fields))
 
 
 def make_space(large):

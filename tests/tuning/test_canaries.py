@@ -88,7 +88,7 @@ def test_a_seed_of_0_still_has_to_be_restored():
 
 
 def test_what_a_hyperparameter_has():
-    """_distributions.py."""
+    """study/distributions.py."""
     number = kinds.Float("x", 1, 8, step=2, sampling="log")
     assert (number.min_value, number.max_value, number.step) == (1, 8, 2)
     assert number.sampling == "log"
@@ -126,7 +126,7 @@ def storage(tmp_path):
 
 
 def test_beats_are_recorded_by_hand_and_asked_for(storage):
-    """_heartbeat.py."""
+    """study/heartbeats.py."""
     storage.heartbeat_interval, storage.grace_period = 1, 2
     study = optuna.create_study(storage=storage)
     trial_id = storage.create_new_trial(study._study_id)
@@ -143,7 +143,7 @@ def test_beats_are_recorded_by_hand_and_asked_for(storage):
 
 
 def test_asking_and_telling_still_does_not_beat(storage):
-    """_heartbeat.py: when it does, the file can go."""
+    """study/heartbeats.py: when it does, the file can go."""
     storage.heartbeat_interval = 1
     study = optuna.create_study(storage=storage)
     with pytest.warns(UserWarning, match="Heartbeat"):
@@ -156,7 +156,7 @@ def test_asking_and_telling_still_does_not_beat(storage):
 
 
 def test_ids_and_the_storage_of_a_study(storage):
-    """optuna_oracle.py, _attempts.py."""
+    """study/attempt_book.py and what reads a study."""
     study = optuna.create_study(storage=storage)
     assert isinstance(study._study_id, int)
     assert study._storage._backend is storage  # a cache around it
@@ -166,7 +166,7 @@ def test_ids_and_the_storage_of_a_study(storage):
 
 
 def test_a_trial_that_waits_can_be_taken_once(storage):
-    """optuna_oracle.py: `_take`, and that finished trials stay as they are."""
+    """study/claims.py: `take`, and that finished trials stay as they are."""
     study = optuna.create_study(storage=storage)
     study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
     trial_id = study.trials[0]._trial_id
@@ -182,7 +182,7 @@ def test_a_trial_that_waits_can_be_taken_once(storage):
 
 
 def test_a_database_has_a_row_with_its_version(storage):
-    """_storage.py: `_check_writable` writes it as it is."""
+    """study/database.py: `_check_writable` writes it as it is."""
     with storage.engine.begin() as connection:
         rows = connection.execute(
             sqlalchemy.text("SELECT library_version FROM version_info")
@@ -190,28 +190,31 @@ def test_a_database_has_a_row_with_its_version(storage):
     assert rows == [(optuna.__version__,)]
 
 
-def test_hyperbands_view_of_a_study(storage):
-    """_logical_storage.py: `filtered_study`."""
+def test_a_trial_asks_and_tells_what_its_study_has(storage):
+    """study/proposals.py: `Trial(study, id)`, and `_suggest` as `ask` does."""
+    assert parameters_of(optuna.trial.Trial) == ["study", "trial_id"]
     study = optuna.create_study(
-        storage=storage,
-        pruner=optuna.pruners.HyperbandPruner(max_resource=9),
+        storage=storage, sampler=optuna.samplers.RandomSampler(seed=0)
     )
-    study.ask()
-    trial = study.get_trials()[0]
-    filtered = optuna.pruners._filter_study(study, trial)
-    assert filtered is not study
-    study.pruner = optuna.pruners.NopPruner()
-    assert optuna.pruners._filter_study(study, trial) is study
+    trial_id = study._storage.create_new_trial(study._study_id)
+    asked = optuna.trial.Trial(study, trial_id)
+    value = asked._suggest("x", optuna.distributions.IntDistribution(1, 3))
+    assert study.trials[0].params == {"x": value}
+    asked.report(1.0, 0)
+    assert not asked.should_prune()
+    # A trial that was pruned has the value that was reported last.
+    study.tell(0, state=TrialState.PRUNED)
+    assert study.trials[0].values == [1.0]
 
 
 def test_a_distribution_knows_whether_it_has_one_value():
-    """optuna_oracle.py: `_propose`."""
+    """study/distributions.py: `finite_values`."""
     assert optuna.distributions.FloatDistribution(1.0, 1.0).single()
     assert not optuna.distributions.IntDistribution(1, 2).single()
 
 
 def test_where_an_enqueued_trial_has_its_values(storage):
-    """optuna_oracle.py: `_propose`."""
+    """study/retries.py: `add`."""
     study = optuna.create_study(storage=storage)
     study.enqueue_trial({"x": 1})
     assert study.trials[0].system_attrs["fixed_params"] == {"x": 1}
@@ -219,7 +222,7 @@ def test_where_an_enqueued_trial_has_its_values(storage):
 
 
 def test_where_keras_keeps_whether_tensorflow_is_installed():
-    """_tensorflow.py."""
+    """base/tensorflow_guard.py."""
     from keras.src.utils.module_utils import LazyModule, tensorflow
 
     assert isinstance(tensorflow, LazyModule)

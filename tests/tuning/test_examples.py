@@ -12,7 +12,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import yaml
 
 from keras_adamax import AdamaxClipped
 
@@ -45,10 +44,10 @@ def run(script, *arguments, folder):
 def test_search_digits(tmp_path):
     printed = run(
         "search_digits.py",
-        *("--trials=2", "--epochs=1", "--output=found"),
+        *("--trials=1", "--epochs=1", "--output=found"),
         folder=tmp_path,
     )
-    assert "2 of 2 done" in printed
+    assert "1 of 1 done" in printed
     assert "This is the recorded score." in printed
     accuracy = re.search(r"accuracy (\d\.\d+)", printed)
     assert accuracy and float(accuracy[1]) > 0.1
@@ -101,62 +100,3 @@ def test_search_schedules(tmp_path):
             assert parts and all(bool(part) == is_chosen for part in parts)
     assert "The best learning rate:" in printed
     assert "This is the recorded score." in printed
-
-
-def blocks(language, *, file="search.md"):
-    text = (ROOT / "docs" / file).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
-
-
-def test_the_guides_shell_and_kubernetes_examples_are_well_formed():
-    scripts = blocks("sh")
-    assert any("#SBATCH" in script for script in scripts)
-    for script in scripts:
-        done = subprocess.run(
-            ["bash", "-n"], input=script, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-    (manifest,) = blocks("yaml")
-    documents = list(yaml.safe_load_all(manifest))
-    assert {document["kind"] for document in documents} >= {"Job"}
-    for document in documents:
-        assert document["metadata"]["name"]
-
-
-def test_the_guides_options_exist():
-    from keras_adamax_tuning.cli import _parser
-
-    known = set(_parser()._option_string_actions)
-    for file in ("docs/search.md", "README.md"):
-        text = (ROOT / file).read_text(encoding="utf-8")
-        commands = re.findall(r"keras-adamax-tune (?:[^`\n]|\\\n)*", text)
-        assert commands
-        used = {o for c in commands for o in re.findall(r"--[a-z-]+", c)}
-        assert used <= known
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() != "jax",
-    reason="the examples above run on every backend",
-)
-def test_the_guides_code_runs(tmp_path):
-    (tmp_path / "models.py").write_text(
-        "\n".join(b for b in blocks("python") if "# models.py" in b)
-    )
-    code = "\n".join(
-        block for block in blocks("python") if "# models.py" not in block
-    )
-    code = code.replace("max_trials=40", "max_trials=1").replace(
-        "max_trials=20", "max_trials=1"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tuning")]),
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]

@@ -11,8 +11,8 @@ import keras_tuner
 import numpy as np
 import pytest
 
-from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
-from keras_adamax_tuning.search_space import AdamaxClippedSpace
+from keras_adamax_tuning.space.adamax_clipped_space import AdamaxClippedSpace
+from keras_adamax_tuning.space.hypermodel import AdamaxClippedHyperModel
 
 X = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)

@@ -1,4 +1,6 @@
 import csv
+import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -13,15 +15,14 @@ import optuna
 import pytest
 
 from keras_adamax import AdamaxClipped
-from keras_adamax_tuning import (
-    OptunaOracle,
-    StorageError,
-    _identity,
-    run_search,
+from keras_adamax_tuning import OptunaOracle, StorageError, run_search
+from keras_adamax_tuning.results.result_files import write_trials
+from keras_adamax_tuning.running.data import as_data, load_npz
+from keras_adamax_tuning.running.settings import Settings
+from keras_adamax_tuning.space.replaced_optimizer import (
+    ReplacedOptimizerWarning,
 )
-from keras_adamax_tuning._data import as_data, load_npz
-from keras_adamax_tuning._replaced import ReplacedOptimizerWarning
-from keras_adamax_tuning.results import write_trials
+from keras_adamax_tuning.study import folder_identity
 from tests.tuning import searched
 
 ROOT = Path(__file__).parent.parent.parent
@@ -185,7 +186,7 @@ def test_all_workers_must_reach_one_folder(tmp_path):
         (tmp_path / "a" / "search.json").read_bytes()
     )
     study = optuna.load_study(study_name="shared", storage=storage)
-    _identity.Folder(tmp_path / "c", tmp_path / "c", None).claim(study)
+    folder_identity.Folder(tmp_path / "c", tmp_path / "c", None).claim(study)
 
 
 def test_a_folder_that_is_lost_in_mid_search_stops_it(tmp_path):
@@ -211,7 +212,7 @@ def test_many_processes_create_one_record(tmp_path):
     study = optuna.create_study(study_name="out")
 
     def claim(_):
-        _identity.Folder(
+        folder_identity.Folder(
             tmp_path / "out", tmp_path / "out" / "trials", {"a": 1}
         ).claim(study)
         return study.user_attrs["keras_adamax:output_folder"]
@@ -225,7 +226,11 @@ def test_many_processes_create_one_record(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "interrupt", [searched.interrupt_second, searched.terminate_second]
+    "interrupt",
+    [
+        searched.interrupt_second,
+        pytest.param(searched.terminate_second, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_puts_the_trial_back(tmp_path, done, interrupt):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -318,6 +323,27 @@ assert float(tf.random.uniform(())) == first
     with open(tmp_path / "out" / "trials.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["state"] == "completed", row["reason"]
+
+
+def test_arguments_have_the_defaults_of_the_settings():
+    given = inspect.signature(run_search).parameters
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    assert set(fields) - {"compilations"} == set(given) - {"verbose"}
+    for name in set(given) - {"verbose", "build_model", "data", "output"}:
+        assert given[name].default == fields[name].default, name
+
+
+def test_the_best_model_is_the_one_that_was_trained(tmp_path):
+    built = []
+
+    def build(hp):
+        built.append(hp)
+        return searched.build_model(hp)
+
+    result = search(tmp_path / "out", build_model=build, max_trials=1)
+    # For the look at the data, for the space, and for the trial.
+    assert len(built) == 3
+    assert result.load_best_model().optimizer.iterations == 1
 
 
 def test_the_study_is_compared_once_before_it_is_begun(tmp_path, monkeypatch):

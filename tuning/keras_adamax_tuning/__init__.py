@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 # Where Keras is there already nothing is gained by waiting, and what it can
 # save is registered.
 if TYPE_CHECKING or "keras" in sys.modules:
-    from keras_adamax_tuning._errors import (
+    from keras_adamax_tuning.errors import (
         ConsecutiveFailuresError,
         SearchMismatchError,
         SearchWarning,
         StorageError,
     )
-    from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
-    from keras_adamax_tuning.logical_trial import LogicalTrial
-    from keras_adamax_tuning.optuna_oracle import OptunaOracle
-    from keras_adamax_tuning.results import SearchResult
+    from keras_adamax_tuning.results.search_result import SearchResult
     from keras_adamax_tuning.search import run_search
-    from keras_adamax_tuning.search_space import AdamaxClippedSpace, Range
-    from keras_adamax_tuning.tuner import OptunaTuner
+    from keras_adamax_tuning.space.adamax_clipped_space import (
+        AdamaxClippedSpace,
+        Range,
+    )
+    from keras_adamax_tuning.space.hypermodel import AdamaxClippedHyperModel
+    from keras_adamax_tuning.study.optuna_oracle import OptunaOracle
+    from keras_adamax_tuning.study.trials import LogicalTrial, Trial
+    from keras_adamax_tuning.training.tuner import OptunaTuner
 
 __all__ = [
     "AdamaxClippedHyperModel",
@@ -38,21 +41,23 @@ __all__ = [
     "SearchResult",
     "SearchWarning",
     "StorageError",
+    "Trial",
     "run_search",
 ]
 
 _MODULES = {
-    "AdamaxClippedHyperModel": "hypermodel",
-    "AdamaxClippedSpace": "search_space",
-    "ConsecutiveFailuresError": "_errors",
-    "LogicalTrial": "logical_trial",
-    "OptunaOracle": "optuna_oracle",
-    "OptunaTuner": "tuner",
-    "Range": "search_space",
-    "SearchMismatchError": "_errors",
-    "SearchResult": "results",
-    "SearchWarning": "_errors",
-    "StorageError": "_errors",
+    "AdamaxClippedHyperModel": "space.hypermodel",
+    "AdamaxClippedSpace": "space.adamax_clipped_space",
+    "ConsecutiveFailuresError": "errors",
+    "LogicalTrial": "study.trials",
+    "OptunaOracle": "study.optuna_oracle",
+    "OptunaTuner": "training.tuner",
+    "Range": "space.adamax_clipped_space",
+    "SearchMismatchError": "errors",
+    "SearchResult": "results.search_result",
+    "SearchWarning": "errors",
+    "StorageError": "errors",
+    "Trial": "study.trials",
     "run_search": "search",
 }
 
@@ -61,7 +66,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # What Keras can save is registered from here on.
-    importlib.import_module(f"{__name__}.search_space")
+    importlib.import_module(f"{__name__}.space.adamax_clipped_space")
     return getattr(
         importlib.import_module(f"{__name__}.{_MODULES[name]}"), name
     )

@@ -12,56 +12,18 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from keras_adamax_tuning import _credentials
+from keras_adamax_tuning.base import credentials
+from keras_adamax_tuning.running.settings import (
+    PROGRAM,
+    WRONG_USE,
+    report_parser,
+    search_parser,
+)
 
-_PROGRAM = "keras-adamax-tune"
-_DONE, _WRONG_USE, _ALL_FAILED, _INTERRUPTED = 0, 2, 3, 130
+_DONE, _ALL_FAILED, _INTERRUPTED = 0, 3, 130
 _BROKE_OFF, _DATABASE = 1, 4
-
-_EPILOG = """\
-exit codes:
-  0    the search is done; standard error says how many trials failed, if any
-  1    all workers died, or the program failed; the same command goes on
-  2    wrong use, or an error in your own code; one line on standard error
-       says what and where
-  3    no trial completed, or too many failed one after another
-  4    the database cannot be reached or used; the same command goes on
-  130  interrupted (Ctrl-C or SIGTERM); the same command goes on
-
-The same command creates a search, goes on with it after any crash, and joins
-it from another process or machine. At any time, also after a crash,
-
-    keras-adamax-tune report OUTPUT
-
-shows its best trials, draws its figures and names its best model.
-"""
-_REPORT_EPILOG = """\
-It needs neither the model nor the data. It writes nothing into the database,
-and does not disturb workers that run. Into FOLDER it writes the figures and,
-if a killed worker could not, trials.csv, best.keras and best_optimizer.json.
-
-exit codes:
-  0    the report is there, whatever the state of the search
-  1    the program failed
-  2    wrong use; one line on standard error says what to do
-  4    the database cannot be reached or read
-  130  interrupted (Ctrl-C)
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the passwords in it."""
-
-    secrets: frozenset[str] | set[str] = frozenset()
-
-    def error(self, message: str) -> NoReturn:
-        message = _credentials.hide(message, self.secrets)
-        self.exit(
-            _WRONG_USE,
-            f"{_PROGRAM}: error: {message} (--help lists the options)\n",
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    secrets = _credentials.secrets(given)
+    secrets = credentials.secrets(given)
     is_report = given[:1] == ["report"]
-    parser = _report_parser() if is_report else _parser()
+    parser = report_parser() if is_report else search_parser()
     parser.secrets = secrets
     try:
         options = parser.parse_args(given[is_report:])
@@ -94,15 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_in_one_line():
             return _report(options) if is_report else _search(options)
     except KeyboardInterrupt:
-        shown = _credentials.join(given)
+        shown = credentials.join(given)
         how = ""
         if secrets:
             how = (
-                f" this with the password in place of {_credentials.MASK}, or "
+                f" this with the password in place of {credentials.MASK}, or "
                 "without one and with PGPASSWORD or ~/.pgpass"
             )
         _say(f"interrupted; nothing is lost. To go on, run{how}:")
-        print(f"    {_PROGRAM} {shown}", file=sys.stderr)
+        print(f"    {PROGRAM} {shown}", file=sys.stderr)
         return _INTERRUPTED
     except (Exception, SystemExit) as error:
         return _explain(error, options, secrets)
@@ -112,12 +74,27 @@ def _explain(
     error: BaseException, options: argparse.Namespace, secrets: set[str]
 ) -> int:
     """Says what an error means; returns the exit code."""
-    from keras_adamax_tuning import _user_errors
+    from keras_adamax_tuning import errors
+    from keras_adamax_tuning.base import user_errors
+    from keras_adamax_tuning.running.worker_processes import WorkersDiedError
+
+    for kind, code in (
+        (errors.StorageUrlError, WRONG_USE),
+        (errors.StorageError, _DATABASE),
+        (errors.ConsecutiveFailuresError, _ALL_FAILED),
+        (WorkersDiedError, _BROKE_OFF),
+    ):
+        if isinstance(error, kind):  # it has all that there is to say
+            if options.debug:
+                trace = "".join(traceback.format_exception(error))
+                print(credentials.hide(trace, secrets), end="", file=sys.stderr)
+            _say(f"error: {_one_line(error)}")
+            return code
 
     def hide(text: str) -> str:
-        return _credentials.hide(text, secrets)
+        return credentials.hide(text, secrets)
 
-    place = _user_errors.place_of(error)
+    place = user_errors.place_of(error)
     kinds = (ImportError, OSError, TypeError, ValueError)
     is_wrong_use = place is None and isinstance(error, kinds)
     trace = hide("".join(traceback.format_exception(error)))
@@ -125,34 +102,24 @@ def _explain(
         print(trace, end="", file=sys.stderr)
     if is_wrong_use:
         _say(f"error: {hide(_one_line(error))}")
-        return _WRONG_USE
-    said = hide(_user_errors.describe(error))
+        return WRONG_USE
+    said = hide(user_errors.describe(error))
     if place is None:
         _say(f"error: {said}. This is no error of yours; please report it.")
         return _BROKE_OFF
     if not options.debug:
         said += f". {_keep_traceback(trace, options.output)}"
     _say(f"error: in your code: {said}")
-    return _WRONG_USE
-
-
-def _fail(error: Exception, options: argparse.Namespace, code: int) -> int:
-    """Says an error that has all that there is to say; returns the code."""
-    if options.debug:
-        secrets = _credentials.secrets([options.storage or ""])
-        trace = "".join(traceback.format_exception(error))
-        print(_credentials.hide(trace, secrets), end="", file=sys.stderr)
-    _say(f"error: {_one_line(error)}")
-    return code
+    return WRONG_USE
 
 
 def _keep_traceback(trace: str, output: Path) -> str:
     """Writes a traceback into the folder of a search; says where it is."""
     from keras_adamax import _atomic_files
-    from keras_adamax_tuning import _identity
+    from keras_adamax_tuning.study import folder_identity
 
     advice = "--debug shows the whole traceback"
-    if not (output / _identity.FILE).exists():
+    if not (output / folder_identity.FILE).exists():
         return advice
     path = output / "error.txt"
     try:
@@ -165,14 +132,14 @@ def _keep_traceback(trace: str, output: Path) -> str:
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
     """Shows what went wrong with a search as this program's own lines."""
-    from keras_adamax_tuning import _errors
+    from keras_adamax_tuning import errors
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", _errors.SearchWarning)
+        warnings.simplefilter("always", errors.SearchWarning)
         show = warnings.showwarning
 
         def show_in_one_line(message: Any, category: Any, *rest: Any) -> None:
-            if issubclass(category, _errors.SearchWarning):
+            if issubclass(category, errors.SearchWarning):
                 _say(f"warning: {message}")
             else:
                 show(message, category, *rest)
@@ -182,81 +149,60 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from keras_adamax_tuning import _errors, _reports
-    from keras_adamax_tuning.search import quiet_optuna
+    from keras_adamax_tuning.results import reports
+    from keras_adamax_tuning.running.work import quiet_optuna
 
     quiet_optuna()
-    try:
-        print(_reports.report(options.output, options.storage))
-    except _errors.StorageUrlError as error:
-        return _fail(error, options, _WRONG_USE)
-    except _errors.StorageError as error:
-        return _fail(error, options, _DATABASE)
+    print(reports.report(options.output, options.storage))
     return _DONE
 
 
 def _search(options: argparse.Namespace) -> int:
-    from keras_adamax_tuning import _signals, _workers
+    from keras_adamax_tuning.base import signals
+    from keras_adamax_tuning.running import worker_processes
 
     # Before anything imports Keras: they do so at the same time.
     with (
-        _signals.handled(),
-        _workers.waiting(options.workers, "keras_adamax_tuning.search"),
+        signals.handled(),
+        worker_processes.started(
+            options.workers, "keras_adamax_tuning.search"
+        ) as processes,
     ):
-        return _search_with_workers(options)
+        return _search_in(processes, options)
 
 
-def _search_with_workers(options: argparse.Namespace) -> int:
-    from keras_adamax_tuning import _errors, _signals, _workers
-    from keras_adamax_tuning._references import load_reference
+def _search_in(processes: dict[int, Any], options: argparse.Namespace) -> int:
+    from keras_adamax_tuning.base import signals
+    from keras_adamax_tuning.running.references import load_reference
+    from keras_adamax_tuning.running.settings import Settings
 
     # Compiled modules do not bear an exception while they are imported: the
     # process may crash, or end with another exit code.
-    with _signals.deferred():
+    with signals.deferred():
         # Here, because these import Keras.
-        from keras_adamax_tuning.results import describe_failures
-        from keras_adamax_tuning.search import quiet_optuna, run_search
-    _signals.check()
+        from keras_adamax_tuning import search
+        from keras_adamax_tuning.running.work import quiet_optuna
+    signals.check()
     quiet_optuna()
     if options.debug:
         import keras
 
         keras.config.disable_traceback_filtering()
-    try:
-        result = run_search(
-            load_reference(options.build_model, "The model builder"),
-            _data(options.data),
-            objective=options.objective,
-            direction=options.direction,
-            space=_space(options.space),
-            max_trials=options.max_trials,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            validation_split=options.validation_split,
-            sampler=options.sampler,
-            pruner=options.pruner,
-            seed=options.seed,
-            executions_per_trial=options.executions_per_trial,
-            max_retries=options.max_retries,
-            workers=options.workers,
-            output=options.output,
-            storage=options.storage,
-            study_name=options.study_name,
-            callbacks_factory=options.callbacks
-            and load_reference(options.callbacks, "The callbacks factory"),
-            tensorboard=options.tensorboard,
-            heartbeat_interval=options.heartbeat_interval,
-        )
-    except _errors.StorageUrlError as error:
-        return _fail(error, options, _WRONG_USE)
-    except _errors.StorageError as error:
-        return _fail(error, options, _DATABASE)
-    except _errors.ConsecutiveFailuresError as error:
-        return _fail(error, options, _ALL_FAILED)
-    except _workers.WorkersDiedError as error:
-        return _fail(error, options, _BROKE_OFF)
+    arguments = vars(options).copy()
+    for name in ("backend", "debug", "resume"):
+        del arguments[name]
+    for name, what in (
+        ("build_model", "The model builder"),
+        ("callbacks_factory", "The callbacks factory"),
+    ):
+        if arguments[name] is not None:
+            arguments[name] = load_reference(arguments[name], what)
+    arguments["data"] = _data(options.data)
+    arguments["space"] = _space(options.space)
+    settings = search.complete(Settings(**arguments))
+    result = search.search(settings, processes, verbose=True)
     if result.best_trial is None:
-        failures = describe_failures(result.trials)
+        failures = result.describe_failures()
         _say(
             f"error: none of the {len(result.trials)} trials completed. "
             f"{failures + ' ' if failures else ''}"
@@ -284,7 +230,7 @@ def _choose_backend(backend: str | None) -> None:
 
 
 def _data(given: str) -> Any:
-    from keras_adamax_tuning._references import load_reference
+    from keras_adamax_tuning.running.references import load_reference
 
     if given.endswith(".npz"):
         return Path(given)
@@ -298,8 +244,10 @@ def _space(given: str | None) -> Any:
 
     import keras
 
-    from keras_adamax_tuning import AdamaxClippedSpace
-    from keras_adamax_tuning._references import load_reference
+    from keras_adamax_tuning.running.references import load_reference
+    from keras_adamax_tuning.space.adamax_clipped_space import (
+        AdamaxClippedSpace,
+    )
 
     if given.endswith(".json"):
         try:
@@ -324,228 +272,11 @@ def _space(given: str | None) -> Any:
 
 
 def _say(text: str) -> None:
-    print(f"{_PROGRAM}: {text}", file=sys.stderr)
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _whole(text: str) -> int | list[int] | None:
-    """`32`, or `16,32,64` to choose from; or `none`."""
-    if text == "none":
-        return None
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be an integer, or integers with commas between: {text!r}"
-        ) from None
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1: {text!r}")
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1: {text!r}")
-    return number
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog=_PROGRAM,
-        description="Searches the best AdamaxClipped for a model.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "build_model",
-        metavar="MODULE:build_model",
-        help="function that takes KerasTuner's HyperParameters and returns a "
-        "Keras model; the current folder can be imported from",
-    )
-    add(
-        "--data",
-        required=True,
-        metavar="MODULE:load_data|FILE.npz",
-        help="function that returns (x, y), ((x_train, y_train), (x_val, "
-        "y_val)), a dictionary of these names or a pair of datasets; or a "
-        "file with the arrays",
-    )
-    add(
-        "--output",
-        required=True,
-        type=Path,
-        help="folder of the search; all workers must reach it",
-    )
-    _add_backend(parser)
-    group = parser.add_argument_group("what is searched")
-    add = group.add_argument
-    add(
-        "--space",
-        metavar="MODULE:name|FILE.json",
-        help="an AdamaxClippedSpace (default: AdamaxClippedSpace())",
-    )
-    add(
-        "--objective",
-        default="val_loss",
-        help="metric of fit to judge by (default: %(default)s)",
-    )
-    add(
-        "--direction",
-        choices=("min", "max"),
-        help="which way the objective is better (default: known for Keras's "
-        "own metrics)",
-    )
-    add(
-        "--max-trials",
-        type=_count,
-        default=40,
-        metavar="N",
-        help="trials of the whole search; more go on with it (default: "
-        "%(default)s)",
-    )
-    add(
-        "--epochs",
-        type=_whole,
-        default=10,
-        metavar="N[,N...]|none",
-        help="epochs of a trial, or several to choose from; none if the fit "
-        "of your HyperModel sets them (default: %(default)s)",
-    )
-    add(
-        "--batch-size",
-        type=_whole,
-        metavar="N[,N...]",
-        help="samples of a step, or several to choose from (default: 32)",
-    )
-    add(
-        "--validation-split",
-        type=float,
-        default=0.2,
-        metavar="FRACTION",
-        help="part of (x, y) to judge by, where the data has none (default: "
-        "%(default)s)",
-    )
-    add(
-        "--executions-per-trial",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="trainings of each trial, whose scores are averaged (default: "
-        "%(default)s)",
-    )
-    add(
-        "--callbacks",
-        metavar="MODULE:factory",
-        help="function f(trial, hp, folder) that returns a list of callbacks "
-        "(default: the loggers of keras_adamax)",
-    )
-    add(
-        "--tensorboard",
-        action="store_true",
-        help="write event files with HParams into OUTPUT/tensorboard (needs "
-        "tensorboardX)",
-    )
-    group = parser.add_argument_group("how it is searched")
-    add = group.add_argument
-    add(
-        "--sampler",
-        default="tpe",
-        help="random, tpe, grid, gp or cmaes (default: %(default)s)",
-    )
-    add("--pruner", help="median or hyperband (default: none)")
-    add("--seed", type=int, help="repeats a search (default: none)")
-    add(
-        "--max-retries",
-        type=int,
-        default=3,
-        metavar="N",
-        help="how often the trial of a dead worker is tried again (default: "
-        "%(default)s)",
-    )
-    group = parser.add_argument_group("where it runs")
-    add = group.add_argument
-    add(
-        "--workers",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="processes on this machine (default: %(default)s)",
-    )
-    add(
-        "--storage",
-        metavar="URL",
-        help="database, for example postgresql+psycopg://host/database "
-        "(default: SQLite in the output folder); a password is better in "
-        "PGPASSWORD or ~/.pgpass, because others can see command lines",
-    )
-    add(
-        "--study-name",
-        metavar="NAME",
-        help="name in the database (default: that of the search in the "
-        "output folder; the folder's own name for a new search)",
-    )
-    add(
-        "--heartbeat-interval",
-        type=_count,
-        metavar="SECONDS",
-        help="how often a worker says in the database that it lives "
-        "(default: 30)",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="accepted for clarity: a search that exists is always gone on "
-        "with",
-    )
-    _add_debug(parser)
-    return parser
-
-
-def _report_parser() -> _Parser:
-    parser = _Parser(
-        prog=f"{_PROGRAM} report",
-        description="Shows a search that runs, was interrupted or is done.",
-        epilog=_REPORT_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "output", metavar="FOLDER", type=Path, help="folder of the search"
-    )
-    parser.add_argument(
-        "--storage",
-        metavar="URL",
-        help="database of the search, if it was given one (default: SQLite "
-        "in the folder)",
-    )
-    _add_backend(parser)
-    _add_debug(parser)
-    return parser
-
-
-def _add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backend",
-        choices=("tensorflow", "jax", "torch"),
-        help="what Keras computes with (default: as Keras is configured)",
-    )
-
-
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help="print the whole traceback of an error",
-    )
 
 
 if __name__ == "__main__":

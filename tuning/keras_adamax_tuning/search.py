@@ -8,64 +8,25 @@ from typing import Any
 
 import keras
 import keras_tuner
-import optuna
 from keras_tuner.oracles import RandomSearchOracle
 
-from keras_adamax import kernels
-from keras_adamax._validation import check_bool, check_integer
-from keras_adamax_tuning import (
-    _heap,
-    _identity,
-    _preflight,
-    _record,
-    _signals,
-    _stop_check,
-    _storage,
-    _tensorflow,
-    _user_errors,
-    _workers,
+from keras_adamax_tuning.base import signals
+from keras_adamax_tuning.errors import ConsecutiveFailuresError, SearchWarning
+from keras_adamax_tuning.results.progress import Progress
+from keras_adamax_tuning.results.result_files import in_words
+from keras_adamax_tuning.results.search_result import SearchResult
+from keras_adamax_tuning.running import (
+    compilations,
+    work,
+    worker_processes,
 )
-from keras_adamax_tuning._data import Data, as_data
-from keras_adamax_tuning._errors import (
-    ConsecutiveFailuresError,
-    SearchWarning,
-)
-from keras_adamax_tuning._progress import Progress, note
-from keras_adamax_tuning._result_files import ResultFiles, in_words
-from keras_adamax_tuning.hypermodel import AdamaxClippedHyperModel
-from keras_adamax_tuning.optuna_oracle import OptunaOracle, TrialStatus
-from keras_adamax_tuning.results import SearchResult, describe_failures
-from keras_adamax_tuning.search_space import AdamaxClippedSpace
-from keras_adamax_tuning.tuner import OptunaTuner
+from keras_adamax_tuning.running.data import as_data
+from keras_adamax_tuning.running.settings import Settings
+from keras_adamax_tuning.space.adamax_clipped_space import AdamaxClippedSpace
+from keras_adamax_tuning.study import database, folder_identity
+from keras_adamax_tuning.study.optuna_oracle import OptunaOracle
 
 _SECONDS_TO_WAIT_FOR_WRITERS = 30
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """All that a worker has to know; goes to other processes."""
-
-    build_model: Callable[[Any], keras.Model] | keras_tuner.HyperModel
-    data: Any
-    objective: keras_tuner.Objective
-    space: AdamaxClippedSpace
-    max_trials: int
-    epochs: Any
-    batch_size: Any
-    validation_split: float
-    sampler: Any
-    pruner: Any
-    seed: int | None
-    executions_per_trial: int
-    output: Path
-    # It may have a password in it.
-    storage: Any = dataclasses.field(repr=False)
-    study_name: str
-    callbacks_factory: Callable[..., Any] | None
-    tensorboard: bool
-    oracle_arguments: dict[str, Any]
-    # What `shared_compilations` gave to the parent.
-    compilations: Any = None
 
 
 def run_search(
@@ -196,71 +157,63 @@ def run_search(
         ... )
         >>> optimizer = result.load_best_optimizer()
     """
-    workers = check_integer("workers", workers, minimum=1)
-    max_trials = check_integer("max_trials", max_trials, minimum=1)
-    check_integer("executions_per_trial", executions_per_trial, minimum=1)
-    if isinstance(epochs, int):
-        check_integer("epochs", epochs, minimum=1)
-    if storage is not None and not isinstance(storage, str):
-        raise TypeError(
-            "`storage` must be the URL of a database or None. Received: "
-            f"storage of type {type(storage).__name__}."
-        )
-    if heartbeat_interval is not None and grace_period is None:
-        grace_period = 4 * check_integer(
-            "heartbeat_interval", heartbeat_interval, minimum=1
-        )
-    folder = Path(output).resolve()
-    storage = storage or _storage.sqlite_url(folder / "study.db")
-    given = {
-        "max_retries": max_retries,
-        "max_consecutive_failures": max_consecutive_failures,
-        "heartbeat_interval": heartbeat_interval,
-        "grace_period": grace_period,
-    }
-    settings = _Settings(
-        build_model=build_model,
-        data=data,
-        objective=_objective(objective, direction),
+    arguments = dict(locals())
+    del arguments["verbose"]
+    settings = complete(Settings(**arguments))
+    with (
+        signals.handled(),
+        worker_processes.started(workers, __name__) as processes,
+    ):
+        return search(settings, processes, verbose)
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings, with what follows where nothing was given; checked."""
+    folder = Path(settings.output).resolve()
+    storage = settings.storage or database.sqlite_url(folder / "study.db")
+    name = settings.study_name or folder_identity.study_name_of(
+        folder, lambda: database.open_storage(storage)
+    )
+    space = settings.space
+    settings = dataclasses.replace(
+        settings,
+        objective=_objective(settings.objective, settings.direction),
         space=AdamaxClippedSpace() if space is None else space,
-        max_trials=max_trials,
-        epochs=epochs,
-        batch_size=batch_size,
-        validation_split=validation_split,
-        sampler=sampler,
-        pruner=pruner,
-        seed=seed,
-        executions_per_trial=executions_per_trial,
         output=folder,
         storage=storage,
-        study_name=study_name
-        or _identity.study_name_of(
-            folder, lambda: _storage.open_storage(storage)
-        ),
-        callbacks_factory=callbacks_factory,
-        tensorboard=check_bool("tensorboard", tensorboard),
-        oracle_arguments={k: v for k, v in given.items() if v is not None},
+        study_name=name,
     )
-    if workers > 1:
-        _workers.check_importable(settings)
-    with (
-        _signals.handled(),
-        kernels.load().shared_compilations() as compilations,
-        _workers.started(workers, __name__) as processes,
-    ):
+    if settings.workers > 1:
+        worker_processes.check_importable(settings)
+    return settings
+
+
+def search(
+    settings: Settings, processes: dict[int, Any], verbose: bool
+) -> SearchResult:
+    """As `run_search`, in processes that wait; if there are none, in this one.
+
+    Args:
+        settings: What `complete` returned.
+        processes: What `worker_processes.started` gave.
+        verbose: As for `run_search`.
+    """
+    with compilations.shared() as shared_compilations:
         try:
-            if workers == 1:
-                tuner = _work(settings, verbose=verbose)
+            if not processes:
+                tuner = work.work(settings, verbose=verbose)
             else:
                 _work_in_processes(
-                    dataclasses.replace(settings, compilations=compilations),
+                    dataclasses.replace(
+                        settings, compilations=shared_compilations
+                    ),
                     processes,
                     verbose,
                 )
-                tuner = _make_tuner(settings)
+                tuner = work.make_tuner(settings)
         except ConsecutiveFailuresError:
             # The reasons are in the results.
-            _finish(settings, _make_tuner(settings), verbose)
+            _finish(settings, work.make_tuner(settings), verbose)
             raise
         return _finish(settings, tuner, verbose)
 
@@ -294,183 +247,13 @@ def _objective(
     return found
 
 
-def _identify(settings: _Settings, data: Data) -> dict[str, Any]:
-    def name(value: Any) -> Any:
-        plain = value is None or isinstance(value, (str, int))
-        return value if plain else type(value).__name__
-
-    with _tensorflow.not_imported():
-        space, epochs, batch_size = map(
-            keras.saving.serialize_keras_object,
-            (settings.space, settings.epochs, settings.batch_size),
-        )
-    return {
-        "build_model": _identity.name_of(settings.build_model),
-        "data": data.fingerprint(),
-        "objective": [settings.objective.name, settings.objective.direction],
-        "space": space,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "executions_per_trial": settings.executions_per_trial,
-        "sampler": name(settings.sampler),
-        "pruner": name(settings.pruner),
-        "seed": settings.seed,
-    }
-
-
-class _Worker(OptunaTuner):
-    """A tuner that looks for signals, and says when a trial ended."""
-
-    files: ResultFiles
-    progress: Progress | None = None
-
-    def on_search_begin(self) -> None:
-        """As in KerasTuner; says in the study what a reader has to know."""
-        super().on_search_begin()
-        _record.note_arguments(self.oracle)
-        if self.progress is not None:
-            self.progress.update(self.oracle.logical_trials())
-
-    def pre_create_trial(self) -> None:
-        """As in KerasTuner; stops here if a signal has come."""
-        _signals.check()
-        super().pre_create_trial()
-
-    def on_trial_end(self, trial: Any) -> None:
-        """As in KerasTuner; writes the results and shows the progress."""
-        problems: dict[str, Exception] = {}
-        if trial.status == TrialStatus.COMPLETED:
-            score = self.oracle.result_so_far(trial.trial_id)["score"]
-            # A large model takes its time.
-            with self.oracle.heartbeat(trial.trial_id):
-                problems = self.files.prepare(trial.trial_id, score)
-        super().on_trial_end(trial)
-        for text in in_words(problems | self.files.write()):
-            note(f"{text} It is tried again when the next trial ends.")
-        if self.progress is not None:
-            self.progress.update(self.oracle.logical_trials())
-
-
-def _make_oracle(settings: _Settings) -> OptunaOracle:
-    return OptunaOracle(
-        objective=settings.objective,
-        max_trials=settings.max_trials,
-        storage=settings.storage,
-        study_name=settings.study_name,
-        sampler=settings.sampler,
-        pruner=settings.pruner,
-        seed=settings.seed,
-        **settings.oracle_arguments,
-    )
-
-
-def _make_hypermodel(settings: _Settings) -> AdamaxClippedHyperModel:
-    # A fixed number goes to `search`, where pruners see it.
-    epochs = settings.epochs
-    return AdamaxClippedHyperModel(
-        settings.build_model,
-        settings.space,
-        batch_size=settings.batch_size,
-        epochs=None if isinstance(epochs, int) else epochs,
-    )
-
-
-def _folder(settings: _Settings, data: Data) -> _identity.Folder:
-    return _identity.Folder(
-        settings.output,
-        settings.output / _identity.TRIALS,
-        _identify(settings, data),
-        _storage.sqlite_file(settings.storage),
-    )
-
-
-def _make_tuner(
-    settings: _Settings,
-    output: _identity.Folder | None = None,
-    hypermodel: AdamaxClippedHyperModel | None = None,
-) -> _Worker:
-    if hypermodel is None:
-        hypermodel = _make_hypermodel(settings)
-        # The one that trials were run with has done so.
-        hypermodel.warns_of_replaced = False
-    tuner = _Worker(
-        hypermodel,
-        oracle=_make_oracle(settings),
-        directory=str(settings.output),
-        project_name=_identity.TRIALS,
-        callbacks_factory=settings.callbacks_factory,
-        executions_per_trial=settings.executions_per_trial,
-        tensorboard_dir=(
-            settings.output / "tensorboard" if settings.tensorboard else None
-        ),
-    )
-    tuner._output = output
-    tuner.files = ResultFiles(
-        settings.output,
-        settings.objective.direction,
-        tuner.oracle.logical_trials,
-        lambda trial: settings.space.build_optimizer(
-            tuner.oracle.get_trial(trial.trial_id).hyperparameters
-        ),
-        lambda trial_id: tuner.load_model(tuner.oracle.get_trial(trial_id)),
-    )
-    return tuner
-
-
-def _work(
-    settings: _Settings, *, verbose: bool = False, is_first: bool = True
-) -> _Worker:
-    """Runs trials in this process until none is left."""
-    _user_errors.note_own(
-        settings.build_model, settings.data, settings.callbacks_factory
-    )
-    hypermodel = _make_hypermodel(settings)
-    hypermodel.warns_of_replaced = is_first
-    _make_oracle(settings)  # checks its arguments
-    data = as_data(settings.data, settings.validation_split)
-    _preflight.check_model_takes_data(
-        hypermodel,
-        data,
-        None
-        if settings.callbacks_factory or hypermodel.has_own_fit
-        else settings.objective.name,
-    )
-    output = _folder(settings, data)
-    output.check_unused()
-    output.look()
-    tuner = _make_tuner(settings, output, hypermodel)
-    # Here, where a signal ends the waiting for a database.
-    tuner.oracle.study  # noqa: B018
-    if verbose:
-        tuner.progress = Progress(
-            settings.max_trials, settings.objective.direction
-        )
-    arguments: dict[str, Any] = {"validation_data": data.validation_data}
-    if data.y is not None:
-        arguments["y"] = data.y
-    if isinstance(settings.epochs, int):
-        arguments["epochs"] = settings.epochs
-    try:
-        with _heap.what_is_there_is_no_garbage(), _signals.deferred():
-            tuner.search(
-                data.x,
-                **arguments,
-                callbacks=[_stop_check.StopCheck()],
-                verbose=0,
-            )
-    finally:
-        if tuner.progress is not None:
-            tuner.progress.close()
-    return tuner
-
-
 def _work_in_processes(
-    settings: _Settings, processes: dict[int, Any], verbose: bool
+    settings: Settings, processes: dict[int, Any], verbose: bool
 ) -> None:
-    _make_hypermodel(settings)  # checks its arguments
-    oracle = _make_oracle(settings)
+    work.make_hypermodel(settings)  # checks its arguments
+    oracle = OptunaOracle(**settings.of_oracle())
     data = as_data(settings.data, settings.validation_split)
-    output = _folder(settings, data)
+    output = work.folder_of(settings, data)
     output.check_unused()
     output.look()
     del data  # the workers load their own
@@ -485,29 +268,16 @@ def _work_in_processes(
 
     look()
     try:
-        _workers.run_workers(
-            _run_worker, settings, processes, look, progress.say
+        worker_processes.run_workers(
+            work.run_worker, settings, processes, look, progress.say
         )
     finally:
         progress.close()
 
 
-def _run_worker(settings: _Settings, number: int) -> None:
-    """What a process of its own does; the parent prints."""
-    quiet_optuna()
-    _storage.expect_answer(settings.storage)
-    # JAX is imported already: an environment would come too late.
-    with kernels.load().shared_compilations(settings.compilations):
-        _work(settings, is_first=number == 1)
-
-
-def quiet_optuna() -> None:
-    """Turns off, for this process, what Optuna says beside our progress."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-
-
-def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
+def _finish(
+    settings: Settings, tuner: work.SearchTuner, verbose: bool
+) -> SearchResult:
     """Writes the results."""
     problems = tuner.files.write(_SECONDS_TO_WAIT_FOR_WRITERS)
     result = SearchResult(
@@ -527,7 +297,7 @@ def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
         print(result.describe())
         print(f"Results are in {settings.output}")
     said = in_words(problems)
-    failures = describe_failures(result.trials)
+    failures = result.describe_failures()
     # Without a completed trial the result says so itself.
     if failures is not None and result.best_trial is not None:
         said.append(
@@ -535,5 +305,5 @@ def _finish(settings: _Settings, tuner: _Worker, verbose: bool) -> SearchResult:
             "the folder of a trial its traceback."
         )
     for text in said:
-        warnings.warn(text, SearchWarning, stacklevel=3)
+        warnings.warn(text, SearchWarning, stacklevel=4)
     return result

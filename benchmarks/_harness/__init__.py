@@ -1,0 +1,1 @@
+"""What the benchmarks share: options, paired timing, bars, result files."""

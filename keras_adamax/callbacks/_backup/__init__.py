@@ -1,0 +1,1 @@
+"""What `AtomicBackup` writes and restores."""

@@ -1,0 +1,47 @@
+"""How far weights moved, reduced where they are: one file for each backend."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from keras_adamax import backends
+
+Tensor = Any
+
+
+class Device(Protocol):
+    """What each module of this folder has."""
+
+    def measure(
+        self,
+        function: Callable[..., Tensor],
+        pack: Callable[..., Tensor],
+        previous: Sequence[Tensor],
+        current: Sequence[Tensor],
+        step: Tensor,
+    ) -> Tensor:
+        """`pack([function(p, c), ...], step)`, over pairs of values.
+
+        Without a copy of the differences.
+        """
+        ...
+
+    def overwrite(self, kept: list[Tensor], values: Sequence[Tensor]) -> None:
+        """Makes `kept` a copy of `values`, in the memory that it has."""
+        ...
+
+    def after(self, event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        """The values, made known only when `event` has been computed."""
+        ...
+
+    def count_integers(self, values: Tensor, length: int) -> Tensor:
+        """How often each of `0, ..., length - 1` occurs."""
+        ...
+
+    def place_like(self, value: Tensor, other: Tensor) -> Tensor:
+        """`value` on the devices of `other`."""
+        ...
+
+
+def load() -> Device:
+    """The module of the running backend, imported on the first call."""
+    return cast("Device", backends.module_of(__name__))

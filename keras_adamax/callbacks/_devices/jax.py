@@ -1,0 +1,69 @@
+"""JAX: one program for all variables, in blocks."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tensor = Any
+
+
+def measure(
+    function: Callable[..., Tensor],
+    pack: Callable[..., Tensor],
+    previous: Sequence[Tensor],
+    current: Sequence[Tensor],
+    step: Tensor,
+) -> Tensor:
+    """`pack([function(p, c), ...], step)`, over pairs of values, fused."""
+    # Blocks of a value that is spread over devices would gather all of it.
+    is_spread = any(not x.sharding.is_fully_replicated for x in current)
+    return _measure(
+        function, pack, not is_spread, list(previous), list(current), step
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _measure(
+    function: Callable[..., Tensor],
+    pack: Callable[..., Tensor],
+    in_blocks: bool,
+    previous: list[Tensor],
+    current: list[Tensor],
+    step: Tensor,
+) -> Tensor:
+    parts: list[Tensor] = []
+    event = step
+    for values in zip(previous, current, strict=True):
+        # One after another, so that XLA reuses what little memory each needs.
+        parts.append(function(*after(event, *values), in_blocks=in_blocks))
+        event = parts[-1]
+    return pack(parts, step)
+
+
+def overwrite(kept: list[Tensor], values: Sequence[Tensor]) -> None:
+    """Makes `kept` a copy of `values`, in the memory that it has."""
+    kept.clear()  # frees it
+    kept.extend(_copies(list(values)))
+
+
+@jax.jit
+def _copies(values: list[Tensor]) -> list[Tensor]:
+    return [jnp.copy(value) for value in values]
+
+
+def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The values, made known only when `event` has been computed."""
+    return jax.lax.optimization_barrier((*values, event))[:-1]
+
+
+def count_integers(values: Tensor, length: int) -> Tensor:
+    """How often each of `0, ..., length - 1` occurs."""
+    return jnp.bincount(values, length=length)
+
+
+def place_like(value: Tensor, other: Tensor) -> Tensor:
+    """`value` on the devices of `other`."""
+    return jax.device_put(value, other.sharding)

@@ -1,0 +1,49 @@
+"""PyTorch: one variable after another."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Tensor = Any
+
+
+def measure(
+    function: Callable[..., Tensor],
+    pack: Callable[..., Tensor],
+    previous: Sequence[Tensor],
+    current: Sequence[Tensor],
+    step: Tensor,
+) -> Tensor:
+    """`pack([function(p, c), ...], step)`, over pairs of values."""
+    with torch.no_grad():
+        return pack(
+            [
+                function(p, c, in_blocks=True)
+                for p, c in zip(previous, current, strict=True)
+            ],
+            step,
+        )
+
+
+def overwrite(kept: list[Tensor], values: Sequence[Tensor]) -> None:
+    """Makes `kept` a copy of `values`, in the memory that it has."""
+    with torch.no_grad():
+        for target, value in zip(kept, values, strict=True):
+            target.copy_(value)
+
+
+def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The values, made known only when `event` has been computed."""
+    del event  # what is asked for twice is computed twice
+    return values
+
+
+def count_integers(values: Tensor, length: int) -> Tensor:
+    """How often each of `0, ..., length - 1` occurs."""
+    return torch.bincount(values, minlength=length)
+
+
+def place_like(value: Tensor, other: Tensor) -> Tensor:
+    """`value` on the device of `other`."""
+    return value.to(other.device)

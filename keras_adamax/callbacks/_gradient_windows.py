@@ -1,0 +1,115 @@
+"""What the gradients of optimizers were like between two records."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_adamax.gradient_statistics import (
+    GradientStatistics,
+    NonfiniteGradient,
+)
+
+# How many variables a warning names.
+_NAMED = 5
+
+
+def since(
+    now: GradientStatistics, before: GradientStatistics | None
+) -> GradientStatistics | None:
+    """What was added after `before`; `None` where that is not known.
+
+    Args:
+        now: The totals of an optimizer.
+        before: Earlier ones; `None`, or of no variables, of one that was not
+            built and had measured nothing.
+    """
+    if before is None or not before.steps:
+        return now
+    try:
+        return now.since(before)
+    except ValueError:
+        # Its state was loaded in between. The clip rates say so.
+        return None
+
+
+def values(
+    names: Sequence[Sequence[str]],
+    all_elapsed: Sequence[GradientStatistics | None],
+) -> dict[str, list[float]]:
+    """Quantity to one value per variable; NaN where it is not known.
+
+    Args:
+        names: The variables of each optimizer.
+        all_elapsed: What each has measured; nothing where it does not.
+    """
+    found: dict[str, list[float]] = {
+        "gradient_norm": [],
+        "clipped_share": [],
+        "update_norm": [],
+    }
+    for its, elapsed in zip(names, all_elapsed, strict=True):
+        known: Sequence[Mapping[str, float]] = [{}] * len(found)
+        if elapsed is not None:
+            known = (
+                elapsed.gradient_norms(),
+                elapsed.clipped_shares(),
+                elapsed.update_norms(),
+            )
+        for column, by_path in zip(found.values(), known, strict=True):
+            column += [by_path.get(path, math.nan) for path in its]
+    return found
+
+
+def norm(all_elapsed: Sequence[GradientStatistics | None]) -> float:
+    """Of the gradients of several optimizers together."""
+    norms = [
+        math.nan if elapsed is None else elapsed.gradient_norm()
+        for elapsed in all_elapsed
+        if elapsed is None or elapsed.steps
+    ]
+    return math.hypot(*norms) if norms else math.nan
+
+
+def nonfinite_elements(
+    now: Mapping[str, NonfiniteGradient],
+    before: Mapping[str, NonfiniteGradient],
+) -> dict[str, int]:
+    """Variable path to the NaNs and infinities of its gradients since then."""
+    grown = {
+        path: its.elements - (before[path].elements if path in before else 0)
+        for path, its in now.items()
+    }
+    return {path: number for path, number in grown.items() if number > 0}
+
+
+def warn_of_nonfinite(
+    now: Mapping[str, NonfiniteGradient],
+    found: Mapping[str, Any],
+    epoch: int,
+    is_skipped: bool,
+) -> None:
+    """Says which gradients have had NaNs or infinities since the last record.
+
+    Args:
+        now: All that are known of, by the paths of the variables.
+        found: Paths of those of the last record.
+        epoch: 0-based.
+        is_skipped: Whether such steps are left out.
+    """
+    first = sorted(found, key=lambda path: now[path].first_call)
+    named = [
+        f"{path} ({now[path].elements} element(s) in {now[path].steps} "
+        f"step(s), first in call {now[path].first_call} of `apply`)"
+        for path in first[:_NAMED]
+    ]
+    if len(first) > _NAMED:
+        named.append(f"and {len(first) - _NAMED} more")
+    what_then = "`skip_nonfinite=True` leaves such steps out."
+    if is_skipped:
+        what_then = "These steps were left out (`skip_nonfinite`)."
+    warnings.warn(
+        "Gradients have had NaNs or infinities since the last record (epoch "
+        f"{epoch + 1}): {', '.join(named)}. {what_then}",
+        stacklevel=4,
+    )

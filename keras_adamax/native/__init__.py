@@ -1,0 +1,1 @@
+"""The update rule in C++, for CPUs: sources, build, one caller per backend."""

@@ -1,0 +1,1 @@
+"""The saved state: its format, how it fits, and how it is given back."""

@@ -1,0 +1,1 @@
+"""What a search leaves behind: `SearchResult`, tables, files, figures."""

@@ -1,0 +1,1 @@
+"""What runs a search: processes, data, checks before the first trial."""

@@ -1,0 +1,1 @@
+"""The training of a trial: `OptunaTuner` and what runs in it."""
