@@ -1284,6 +1284,35 @@ class AdamaxClipped(keras.optimizers.Optimizer):
         """
         return self._present_value("clip_multiplier")
 
+    def scheduled_values(self) -> dict[str, float]:
+        """The hyperparameters that change by themselves, for the next step.
+
+        Returns:
+            Name to value of each that is a schedule, a callable or a
+            `TargetClipRate`, out of `learning_rate`, `beta_1`, `beta_2`,
+            `clip_multiplier` and `clip_epsilon`; empty where all are numbers.
+
+        Example:
+            >>> import keras, keras_adamax
+            >>> decay = keras.optimizers.schedules.ExponentialDecay(
+            ...     0.5, decay_steps=1, decay_rate=0.5
+            ... )
+            >>> optimizer = keras_adamax.AdamaxClipped(learning_rate=decay)
+            >>> weight = keras.Variable([1.0])
+            >>> optimizer.apply([keras.ops.ones((1,))], [weight])
+            >>> optimizer.scheduled_values()
+            {'learning_rate': 0.25}
+        """
+        values = {}
+        if self._rate.schedule is not None:
+            # Fails where `fit` holds the state.
+            self._backend.to_numpy(self._hyperparameters)
+            rate = ops.convert_to_numpy(self._get_current_learning_rate())
+            values["learning_rate"] = float(rate)
+        for name in self._live.schedules:
+            values[name] = self._present_value(name)
+        return values
+
     def _present_value(self, name: str) -> float:
         # Fails where `fit` holds the state.
         self._backend.to_numpy(self._hyperparameters)

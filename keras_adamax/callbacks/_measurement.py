@@ -34,6 +34,8 @@ class Measurement(NamedTuple):
         summary: Quantity to the value of all variables together.
         histograms: Path to the largest absolute value and counts in bins.
         earlier: What belongs to batches before: epoch, batch, and it.
+        scheduled: Name to the present value of a hyperparameter that is a
+            schedule.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Measurement(NamedTuple):
     summary: Mapping[str, float]
     histograms: Mapping[str, tuple[float, Sequence[float]]] = {}
     earlier: Sequence[tuple[int, int, "Measurement"]] = ()
+    scheduled: Mapping[str, float] = {}
 
     def renamed(self, names: Mapping[str, str]) -> "Measurement":
         """The same, of variables with other names."""

@@ -505,6 +505,7 @@ class Recorder(keras.callbacks.Callback):
         for epoch, batch, earlier in measurement.earlier:
             its = Moment(moment.run, epoch, batch, earlier.step)
             self._write_block(its, earlier, {})
+        scalars = {**measurement.scheduled, **scalars}
         last_moment, written = self._last_scalars
         if last_moment == moment:
             scalars = {k: v for k, v in scalars.items() if k not in written}

@@ -68,6 +68,10 @@ class ClipRateLogger(Recorder):
       gradient were NaN or infinite. The first record with one warns, and names
       the variables and the call of `apply`.
 
+    Where `learning_rate`, `beta_1`, `beta_2`, `clip_multiplier` or
+    `clip_epsilon` is a schedule (or the multiplier follows a
+    `TargetClipRate`), each record has its value for the next step.
+
     With `skip_nonfinite`, the logs have `skipped_steps` as well: how many steps
     were left out in the epoch. The first record with one warns of it.
 
@@ -207,6 +211,7 @@ class ClipRateLogger(Recorder):
         self._has_warned_of_nonfinite = False
         self._has_warned_of_loss = False
         self._has_warned_of_skips = False
+        self._has_warned_of_spikes = False
         self._has_warned_of_target = False
 
     def _ours(self) -> list[AdamaxClipped]:
@@ -308,6 +313,7 @@ class ClipRateLogger(Recorder):
         if "spikes" in self.summary_keys:
             # A total that has become smaller is of a state that was loaded.
             summary["spikes"] = math.nan if min(spikes) < 0 else sum(spikes)
+            self._warn_of_spikes(earlier, summary["spikes"])
         if "skipped_steps" in self.summary_keys:
             number = _grown(self._skipped, skipped)
             summary["skipped_steps"] = number
@@ -319,6 +325,7 @@ class ClipRateLogger(Recorder):
             values,
             summary,
             earlier=earlier,
+            scheduled=_scheduled_values(optimizers),
         )
 
     def _measure_gradients(
@@ -392,6 +399,24 @@ class ClipRateLogger(Recorder):
                 "infinity (`skip_nonfinite`). `skipped_steps` counts them.",
                 stacklevel=2,
             )
+
+    def _warn_of_spikes(
+        self, found: Sequence[tuple[int, int, Measurement]], number: float
+    ) -> None:
+        if self._has_warned_of_spikes or not found:
+            return
+        self._has_warned_of_spikes = True
+        epoch, batch, spike = found[0]
+        variable = f", most in '{spike.names[0]}'" if spike.names else ""
+        warnings.warn(
+            f"The spike gate has left out {number} step(s) since the last "
+            f"record. The first was batch {batch} of epoch {epoch + 1}, with "
+            f"{spike.summary['spike_rate']:.0%} of its gradient elements above "
+            f"their bound{variable}. `spikes` counts them, and the records "
+            "name each (`spike_rate`). Look at such batches; there will be no "
+            "further warning.",
+            stacklevel=2,
+        )
 
     def _check_target(self, optimizer: AdamaxClipped, rate: float) -> None:
         target = optimizer.target_clip_rate
@@ -564,6 +589,18 @@ def _grown(before: Sequence[int], now: Sequence[int]) -> float:
     # Those that were not built before had counted nothing.
     increase = sum(now) - sum(before)
     return math.nan if increase < 0 else increase
+
+
+def _scheduled_values(optimizers: Sequence[AdamaxClipped]) -> dict[str, float]:
+    """Those of the next step; with the optimizer's name where it has peers."""
+    if len(optimizers) == 1:
+        return optimizers[0].scheduled_values()
+    names = _optimizers.unique_names([o.name for o in optimizers])
+    return {
+        f"{its}/{name}": value
+        for its, optimizer in zip(names, optimizers, strict=True)
+        for name, value in optimizer.scheduled_values().items()
+    }
 
 
 def _rate(

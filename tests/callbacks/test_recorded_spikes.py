@@ -313,3 +313,13 @@ def test_a_state_that_is_loaded_in_between(tmp_path):
     assert [m[:2] for m in moments(logger)] == [
         (epoch, batch) for epoch in (0, 1, 3) for batch in (3, 4)
     ]
+
+
+def test_the_first_is_warned_of():
+    model = training.make_model(optimizer=make_optimizer())
+    with pytest.warns(
+        UserWarning,
+        match=r"left out 2 step\(s\).* batch 3 of epoch 1, with 100% .*'model/",
+    ) as warned:
+        fit(model, [ClipRateLogger()], epochs=2)
+    assert len(warned) == 1
