@@ -1,6 +1,8 @@
 """What every test starts from."""
 
+import collections
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -18,9 +20,34 @@ SLOW = [HERE / name for name in ("native", "updates")]
 # Figures and trackers get numbers, whatever backend they come from: what is
 # slow there runs once.
 WITHOUT_BACKEND = [
-    HERE / name for name in ("plots", "callbacks/test_trackers.py")
+    HERE / name
+    for name in (
+        "plots",
+        "callbacks/test_trackers.py",
+        "tuning/results",
+        "tuning/running",
+        "tuning/study",
+    )
 ]
 ONCE = "jax"
+# Each test takes long enough that `.ci/nightly` alone tries all combinations.
+COMBINED_BY_NIGHT = [
+    HERE / name
+    for name in (
+        "callbacks",
+        "native",
+        "plots",
+        "test_adamax_clipped.py",
+        "test_gradient_statistics.py",
+        "test_keras_modes.py",
+        "test_serialization.py",
+        "test_skip_nonfinite.py",
+        "test_spikes.py",
+        "test_target_clip_rate.py",
+        "tuning",
+        "updates",
+    )
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,6 +62,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ):
             reason = f"needs no backend: it runs on {ONCE}"
             item.add_marker(pytest.mark.skip(reason=reason))
+    for item in combinations(items):
+        item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.nightly)
+
+
+def combinations(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Those whose parameters' values have all been tried by others.
+
+    The others try each value of each parameter at least once, quick ones
+    first.
+    """
+    by_function = collections.defaultdict(list)
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and hasattr(item, "callspec")
+            and any(
+                p in COMBINED_BY_NIGHT for p in [item.path, *item.path.parents]
+            )
+        ):
+            by_function[item.parent, item.originalname].append(item)
+    rest = []
+    for its in by_function.values():
+        tried: set[tuple[str, ...]] = set()
+        for is_slow in (False, True):
+            left = [
+                item
+                for item in its
+                if (item.get_closest_marker("slow") is not None) == is_slow
+            ]
+            while left:
+                item = max(left, key=lambda item: len(_values(item) - tried))
+                if not _values(item) - tried:
+                    break
+                tried |= _values(item)
+                left.remove(item)
+            rest += left
+    return rest
+
+
+def _values(item: pytest.Function) -> set[tuple[str, ...]]:
+    """What each of its `parametrize` gives, and each parametrized fixture."""
+    given = {
+        name: str(id(value)) for name, value in item.callspec.params.items()
+    }
+    found = set()
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0]
+        if isinstance(names, str):
+            names = [name.strip() for name in names.split(",")]
+        found.add(tuple(name + given.pop(name) for name in names))
+    return found | {(name + value,) for name, value in given.items()}
 
 
 @pytest.fixture(autouse=True)

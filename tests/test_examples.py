@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests.support import repeated
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -61,7 +63,7 @@ def test_quickstart(tmp_path):
         assert (tmp_path / path).is_file()
 
 
-@pytest.mark.parametrize("own_data", [False, True])
+@pytest.mark.parametrize("own_data", [False, *repeated(True)])
 def test_weights_not_changing(tmp_path, own_data):
     arguments = [f"--backend={keras.backend.backend()}", "--steps=100"]
     if own_data:
@@ -97,6 +99,7 @@ def test_first_steps(tmp_path):
         assert (tmp_path / name).is_file()
 
 
+@pytest.mark.slow
 def test_what_exploded(tmp_path):
     printed = run([str(ROOT / "examples" / "what_exploded.py")], tmp_path)
     first, second = printed.strip().split("\nEpoch")

@@ -755,6 +755,7 @@ class TestOverwriteWithGradient:
         step = support.make_step(support.COMPILED_LOOP, optimizer, variables)
         step(gradients[0])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", support.COMPILED_FIT)
     def test_float8(self, mode):
         results = []

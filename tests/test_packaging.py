@@ -220,6 +220,7 @@ def test_who_knows_backends():
     assert found == []
 
 
+@pytest.mark.slow
 def test_the_import_loads_our_own_modules_only():
     code = (
         "import sys, keras; before = set(sys.modules); import keras_adamax; "

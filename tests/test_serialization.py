@@ -21,7 +21,7 @@ from keras_adamax import AdamaxClipped, JoinedSchedule, LinearRamp
 from tests import resume_script
 from tests.gradients import stepper
 from tests.resume_script import adamaxes, build_dense
-from tests.support import id_of
+from tests.support import id_of, repeated
 
 schedules = keras.optimizers.schedules
 BACKEND = keras.backend.backend()
@@ -864,7 +864,9 @@ class TestVariablesThatChangedAfterCompile:
     def fit(model):
         model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
 
-    @pytest.mark.parametrize("how", ["quantize", "freeze", "enable_lora"])
+    @pytest.mark.parametrize(
+        "how", ["quantize", *repeated("freeze", "enable_lora")]
+    )
     def test_the_error_says_how_to_go_on(self, tmp_path, how):
         model = self.make()
         self.fit(model)

@@ -203,6 +203,7 @@ def test_accumulation(loop):
     check(loop, optimizer, variables, oracle, gradients, spikes=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", support.LOOPS)
 def test_accumulation_passes_the_warm_up(loop):
     """The first micro-batches of an update have a part of its size alone."""
@@ -495,6 +496,7 @@ class TestSample:
         with pytest.raises(RuntimeError, match="size"):
             optimizer.apply([keras.ops.ones(4000)], variables)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "loop", [support.LOOPS[-1], *repeated(*support.LOOPS[:-1])]
     )
@@ -932,6 +934,7 @@ class TestTolerance:
         with pytest.raises(AttributeError, match="spike_tolerance.*read-only"):
             optimizer.spike_tolerance = 0.1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("p", "holds"), [(0.03, True), (0.10, False)], ids=str
     )

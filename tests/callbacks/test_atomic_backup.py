@@ -204,6 +204,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_step_of_a_backup(whole, tmp_path, monkeypatch):
     calls = []
     crash_at = None

@@ -155,6 +155,7 @@ class TestResume:
             ]
             assert sorted(training.rows(logger.records)) == sorted(own)
 
+    @pytest.mark.slow
     def test_another_model_gets_a_run_of_its_own(self, tmp_path):
         path = tmp_path / "records.csv"
         training.fit(
@@ -277,6 +278,7 @@ class TestFullDisk:
         path, logger = self.run(tmp_path, monkeypatch, lambda n: n in (1, 2))
         assert read(path) == training.rows(logger.records)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         not hasattr(os, "WIFEXITED"), reason="needs POSIX's file size limit"
     )

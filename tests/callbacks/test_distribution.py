@@ -16,9 +16,12 @@ WAYS = {
     "jax": ["DataParallel", "ModelParallel"],
 }.get(training.BACKEND, [])
 
-pytestmark = pytest.mark.skipif(
-    not WAYS, reason="Keras distributes on TensorFlow and JAX"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not WAYS, reason="Keras distributes on TensorFlow and JAX"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,6 @@ def results(tmp_path_factory):
     return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_records_are_those_of_one_device(way, results):
     one, many = results["one device"], results[way]

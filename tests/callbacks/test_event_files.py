@@ -57,6 +57,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 def test_scalars_are_those_of_the_records(server, trained):
     _, (rates, deltas), _ = trained
     for run, logger in (("clip_rate", rates), ("weight_delta", deltas)):

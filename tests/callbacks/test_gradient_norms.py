@@ -214,6 +214,7 @@ def run(folder, stop):
     return one()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Gradients have had NaNs")
 def test_a_run_that_was_resumed_has_the_same_records(tmp_path):
     whole = run(tmp_path / "whole", None)

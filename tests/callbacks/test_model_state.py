@@ -458,6 +458,7 @@ class TestInitialEpoch:
         assert training.fit(model, [], epochs=2).epoch == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_backup_of_an_earlier_version_is_restored(tmp_path):
     # It said nothing of the model.
     def fit(*callbacks):

@@ -153,6 +153,7 @@ def test_kind_that_was_not_recorded(tmp_path, capsys):
     assert "Recorded: clip_rate." in lines[0]
 
 
+@pytest.mark.slow
 def test_as_a_module(run_csv, tmp_path):
     output = tmp_path / "report.pdf"
     arguments = ["-m", "keras_adamax.plots", str(run_csv), "-o", str(output)]

@@ -30,6 +30,7 @@ def test_is_read_as_it_was_left(folder):
     assert result.load_best_model().predict(x, verbose=0).shape == y.shape
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_killed(folder):
     before = SearchResult.load(folder)
     result = begun_search.search(folder, max_trials=4)

@@ -190,6 +190,7 @@ def test_another_backend_needs_another_process(folder, capsys):
     assert f"runs on {current} in this process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_is_there_at_once_and_the_backend_is_chosen(tmp_path):
     """In a process of its own, because Keras is imported here already."""
     backend = keras.backend.backend()

@@ -41,6 +41,7 @@ def run(script, *arguments, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_search_digits(tmp_path):
     printed = run(
         "search_digits.py",

@@ -48,6 +48,7 @@ def done(tmp_path_factory):
     return search(tmp_path_factory.mktemp("done") / "search")
 
 
+@pytest.mark.slow
 def test_results_belong_together(done):
     output = done.output
     assert [trial.state for trial in done.trials] == ["completed"] * 3
@@ -172,6 +173,7 @@ def test_a_damaged_record_is_an_error(tmp_path, text, words):
         search(tmp_path)
 
 
+@pytest.mark.slow
 def test_all_workers_must_reach_one_folder(tmp_path):
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     common = {"storage": storage, "study_name": "shared", "max_trials": 1}
@@ -270,6 +272,7 @@ def test_the_users_own_fit_is_searched(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_users_own_fit_may_set_the_epochs(tmp_path):
     builder = searched.OwnEpochs()
     with pytest.raises(ValueError, match="Give epochs=None to `run_search`"):

@@ -107,6 +107,7 @@ def test_the_command_names_the_users_line(command, case, workers):
     assert f'{FILE}", line ' in printed.err
 
 
+@pytest.mark.slow
 def test_the_traceback_is_in_the_folder_of_a_search(command, tmp_path):
     assert command("--max-trials=1")[0] == 0
     code, printed = command("--max-trials=2", data="missing_key")
@@ -163,6 +164,7 @@ def test_a_syntax_error_and_a_failing_import_name_the_file(
     assert f"({tmp_path / 'quits.py'}, line 1)" in error
 
 
+@pytest.mark.slow
 def test_failed_trials_are_said_and_the_line_is_recorded(command, tmp_path):
     code, printed = command(
         "--max-trials=4",
@@ -206,6 +208,7 @@ def test_no_completed_trial_names_the_commonest_reason(command):
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_failed_trials_are_a_warning_in_python(tmp_path):
     with pytest.warns(SearchWarning, match="1 of 2 trials failed, 1 of them"):
         result = search(

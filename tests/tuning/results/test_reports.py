@@ -66,6 +66,7 @@ def test_a_finished_search(done, report):
     assert digest(done.output / "study.db") == before
 
 
+@pytest.mark.slow
 def test_the_users_module_is_not_needed(tmp_path, report):
     (tmp_path / "mine.py").write_text(
         "import keras\n"
@@ -95,6 +96,7 @@ def test_the_users_module_is_not_needed(tmp_path, report):
     assert SearchResult.load(tmp_path / "out").load_best_model().built
 
 
+@pytest.mark.slow
 def test_a_search_that_runs_is_not_disturbed(tmp_path, done, capsys):
     output = tmp_path / "out"
     seen = []
@@ -190,6 +192,7 @@ def test_a_transaction_that_was_killed_is_not_seen(tmp_path, report):
     assert search(output, max_trials=1).trials == result.trials
 
 
+@pytest.mark.slow
 def test_a_database_elsewhere(tmp_path, report):
     output = tmp_path / "out"
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
@@ -223,6 +226,7 @@ def test_a_foreign_study_of_the_same_name(tmp_path, done, report, value):
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_study_is_not_the_search(tmp_path, report):
     result = search(tmp_path / "out")
     storage = f"sqlite:///{tmp_path / 'out' / 'study.db'}"
@@ -239,6 +243,7 @@ def test_a_copy_of_the_study_is_not_the_search(tmp_path, report):
     assert code == 0 and "out: 2 of 2 trials" in printed.out
 
 
+@pytest.mark.slow
 def test_a_search_with_a_trial_that_the_user_added(tmp_path, report):
     output = tmp_path / "out"
     study = optuna.create_study(
@@ -264,6 +269,7 @@ def test_a_database_that_does_not_answer_is_one_line(done, report, storage):
     assert printed.err.count("\n") == 1 and "secret" not in printed.err
 
 
+@pytest.mark.slow
 def test_postgresql_is_read_and_no_password_is_kept(
     tmp_path, postgresql_url, report
 ):
@@ -314,6 +320,7 @@ def test_without_matplotlib_the_table_is_there(
     assert "matplotlib" in line
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version(tmp_path, report):
     """Neither the arguments nor the space were in its study."""
     output = tmp_path / "out"

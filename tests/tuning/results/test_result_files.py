@@ -395,6 +395,7 @@ def test_figures_that_cannot_be_drawn_do_not_lose_the_result(
     assert words in done.stderr
 
 
+@pytest.mark.slow
 def test_a_warning_that_the_user_makes_an_error_comes_last(
     tmp_path, monkeypatch
 ):

@@ -466,6 +466,7 @@ def test_every_sample_makes_an_optimizer_that_survives_json(
             assert measure(value) == pytest.approx(recorded, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_a_search_loads_without_the_search(tmp_path):
     space = AdamaxClippedSpace(
         learning_rate_schedule="cosine",
@@ -846,6 +847,7 @@ def test_num_steps_gives_the_lengths_that_are_left_open():
 # Narrowing
 
 
+@pytest.mark.slow
 @FAST
 @given(spaces(), st.integers(0, 2**32 - 1), st.floats(0.01, 0.99))
 def test_a_narrowed_space_lies_within_and_has_the_best(space, seed, factor):

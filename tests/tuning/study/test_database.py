@@ -204,6 +204,7 @@ def test_only_one_wins_a_transition_on_sqlite(tmp_path, state):
     assert run_transitions(sqlite(tmp_path), state) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.COMPLETE])
 def test_only_one_wins_a_transition_on_postgresql(postgresql_url, state):
     assert run_transitions(postgresql_url, state, count=4) == 4
@@ -392,6 +393,7 @@ def last_beat(storage, trial_id):
         ).scalar()
 
 
+@pytest.mark.slow
 def test_a_running_trial_beats_and_is_stale_when_it_stops(tmp_path):
     oracle = make_oracle(tmp_path, heartbeat_interval=1, grace_period=3)
     trial = oracle.create_trial("x")

@@ -107,6 +107,7 @@ def make_old(output):
 # `run_search`.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
@@ -187,6 +188,7 @@ def test_a_copied_study_is_refused_in_the_folder_of_the_original(tmp_path):
     assert again.oracle.logical_trials() == first.oracle.logical_trials()
 
 
+@pytest.mark.slow
 def test_a_database_of_another_host_and_password_is_the_same(
     tmp_path, postgresql_url
 ):
@@ -204,6 +206,7 @@ def test_a_database_of_another_host_and_password_is_the_same(
         assert b"127.0.0.1" not in data
 
 
+@pytest.mark.slow
 def test_another_folder_is_refused_and_stays_empty(tmp_path):
     storage = url(tmp_path / "a.db")
     search(tmp_path / "out", storage=storage, study_name="s")
@@ -226,6 +229,7 @@ def test_a_database_in_the_folder_is_there_before_the_record(tmp_path):
 # Folders of earlier versions.
 
 
+@pytest.mark.slow
 def test_an_earlier_versions_search_goes_on(tmp_path):
     first = search(tmp_path / "out")
     make_old(tmp_path / "out")
@@ -286,6 +290,7 @@ def make_storage(request, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_two_tuners_in_one_folder(tmp_path, make_storage):
     folder = tmp_path / "project"
     first = tune(folder, make_storage("a"))
@@ -299,6 +304,7 @@ def test_two_tuners_in_one_folder(tmp_path, make_storage):
     again.get_best_models(2)
 
 
+@pytest.mark.slow
 def test_a_tuner_of_one_study_in_another_folder(tmp_path, make_storage):
     storage = make_storage("a")
     if storage is None:
@@ -325,6 +331,7 @@ def test_a_tuner_goes_on_in_the_folder_of_run_search(tmp_path):
     assert content(output) == before
 
 
+@pytest.mark.slow
 def test_a_tuners_folder_of_an_earlier_version(tmp_path):
     folder, other = tmp_path / "project", tmp_path / "other"
     for place in (folder, other):
@@ -347,6 +354,7 @@ def test_a_tuners_folder_of_an_earlier_version(tmp_path):
         tune(folder, url(other / "study.db"), trials=4)
 
 
+@pytest.mark.slow
 def test_a_restored_database_has_forgotten_trials_of_the_folder(
     tmp_path, capsys
 ):

@@ -184,6 +184,7 @@ def test_a_retry_is_older_than_a_hyperparameter_that_was_found_since(tmp_path):
 # Seeds.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_seeds_decide_and_0_is_one(tmp_path, sampler):
     found = {}
@@ -203,6 +204,7 @@ def test_without_a_seed_searches_differ(tmp_path):
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "grid"])
 def test_several_workers_propose_the_set_that_one_does(tmp_path, sampler):
     kwargs = dict(sampler=sampler, max_trials=6)
@@ -278,6 +280,7 @@ def test_a_killed_and_resumed_search_is_as_an_undisturbed_one(
 # Lost workers.
 
 
+@pytest.mark.slow
 def test_a_worker_elsewhere_is_judged_by_its_beats(
     tmp_path, monkeypatch, postgresql_url
 ):
@@ -305,6 +308,7 @@ def test_a_worker_elsewhere_is_judged_by_its_beats(
     assert here.create_trial("here").trial_id == "0000-retry1"
 
 
+@pytest.mark.slow
 def test_after_a_suspend_a_living_worker_is_not_taken_for_dead(
     tmp_path, monkeypatch
 ):
@@ -412,6 +416,7 @@ def test_a_worker_that_died_in_the_midst_of_proposing_loses_nothing(
     assert resumed._opened.book()[0].losses == (1 if how == "killed" else 0)
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_before_it_said_who_it_is_is_waited_for(tmp_path):
     oracle = make_oracle(tmp_path, heartbeat_interval=1, grace_period=2)
     oracle.begin_search()

@@ -572,6 +572,7 @@ def test_an_interrupt_after_the_record_leaves_the_result_alone(tmp_path):
     assert (trial.state, trial.attempts) == ("completed", 1)
 
 
+@pytest.mark.slow
 def test_a_slow_but_living_worker_gives_up_and_goes_on(tmp_path):
     other = make_tuner(tmp_path)
 
