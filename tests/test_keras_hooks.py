@@ -64,7 +64,7 @@ ATTRIBUTES = {
     "_var_key",
     "_variables",
 }
-ROOMS = ("backends", "native", "state", "updates")
+ROOMS = ("optimizer", "backends", "native", "state", "updates")
 # Of variables and of torch; `tests/updates` and `tests/native` have the tests.
 OF_VARIABLES = {"_foreach_copy_", "_value", "_version"}
 # Public, in spite of the line, so that it is no name of a field.

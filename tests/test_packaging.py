@@ -19,13 +19,23 @@ SOURCES = sorted(LIBRARY.rglob("*.py"))
 ABOVE_UPDATES = [
     "keras_adamax.adamax_clipped",
     "keras_adamax.callbacks",
+    "keras_adamax.optimizer",
     "keras_adamax.plots",
     "keras_adamax.state",
 ]
 # Who must not import whom: file or folder of the library -> modules.
 FORBIDDEN_IMPORTS = {
     "": ["keras_adamax_tuning", "tests", "benchmarks", "examples"],
-    "callbacks": ["keras_adamax.updates", "keras_adamax.native"],
+    "callbacks": [
+        "keras_adamax.native",
+        "keras_adamax.optimizer",
+        "keras_adamax.updates",
+    ],
+    "optimizer": [
+        "keras_adamax.adamax_clipped",
+        "keras_adamax.callbacks",
+        "keras_adamax.native",
+    ],
     "updates": [*ABOVE_UPDATES],
     "native": [*ABOVE_UPDATES, "keras_adamax.updates"],
     "backends": [
@@ -37,8 +47,9 @@ FORBIDDEN_IMPORTS = {
     "state": [
         "keras_adamax.adamax_clipped",
         "keras_adamax.callbacks",
-        "keras_adamax.updates",
         "keras_adamax.native",
+        "keras_adamax.optimizer",
+        "keras_adamax.updates",
     ],
     "update_rule.py": ["keras_adamax"],
     "schedules.py": ["keras_adamax.adamax_clipped"],
