@@ -77,6 +77,20 @@ class TestMLflow:
         found = self.stored(mlflow, run.info.run_id, "clip_rate")
         assert list(found.values()) == pytest.approx(history["clip_rate"])
 
+    def test_autolog_has_what_is_in_the_logs(self, mlflow):
+        mlflow.keras.autolog(log_models=False, log_datasets=False)
+        loggers = [ClipRateLogger(), WeightDeltaLogger()]
+        try:
+            with mlflow.start_run() as run:
+                history = training.fit(
+                    training.make_model(), loggers, epochs=2
+                ).history
+        finally:
+            mlflow.keras.autolog(disable=True)
+        for name in ("clip_rate", "weight_delta", "weight_delta_ratio", "loss"):
+            found = self.stored(mlflow, run.info.run_id, name)
+            assert list(found.values()) == pytest.approx(history[name])
+
     def test_names_that_mlflow_does_not_take(self, mlflow):
         with mlflow.start_run() as run:
             trackers.to_mlflow(3, "a#2/kernel:0/clip_rate", 0.5)
