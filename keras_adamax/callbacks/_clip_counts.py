@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_adamax.adamax_clipped import AdamaxClipped
 from keras_adamax.callbacks import _devices, _optimizers
 from keras_adamax.callbacks._weight_changes import pack, unpack_step
 from keras_adamax.clip_statistics import ClipStatistics
@@ -127,3 +128,48 @@ def _flatten(previous: Tensor, current: Tensor, in_blocks: bool) -> Tensor:
     del in_blocks
     flat = ops.reshape(current, (-1,))
     return flat[:1] if len(previous.shape) == 0 else flat
+
+
+def rate(
+    optimizers: Sequence[AdamaxClipped],
+    all_elapsed: Sequence[ClipStatistics | None],
+    diverged: Sequence[frozenset[str]],
+) -> float:
+    """The clip rate of several optimizers together."""
+    if any(
+        nan and optimizer.clip_gradients
+        for optimizer, nan in zip(optimizers, diverged, strict=True)
+    ):
+        return math.nan
+    of_clipping = [
+        elapsed
+        for optimizer, elapsed in zip(optimizers, all_elapsed, strict=True)
+        if elapsed is not None and optimizer.clip_gradients
+    ]
+    counted = sum(sum(e.counted.values()) for e in of_clipping)
+    if counted:
+        return sum(sum(e.clipped.values()) for e in of_clipping) / counted
+    is_off = any(
+        elapsed is not None and elapsed.counted and not optimizer.clip_gradients
+        for optimizer, elapsed in zip(optimizers, all_elapsed, strict=True)
+    )
+    return 0.0 if is_off else math.nan
+
+
+def grown(before: Sequence[int], now: Sequence[int]) -> float:
+    """By how much totals have grown; NaN where a state was loaded."""
+    # Those that were not built before had counted nothing.
+    increase = sum(now) - sum(before)
+    return math.nan if increase < 0 else increase
+
+
+def scheduled_values(optimizers: Sequence[AdamaxClipped]) -> dict[str, float]:
+    """Those of the next step; with the optimizer's name where it has peers."""
+    if len(optimizers) == 1:
+        return optimizers[0].scheduled_values()
+    names = _optimizers.unique_names([o.name for o in optimizers])
+    return {
+        f"{its}/{name}": value
+        for its, optimizer in zip(names, optimizers, strict=True)
+        for name, value in optimizer.scheduled_values().items()
+    }

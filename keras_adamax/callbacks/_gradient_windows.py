@@ -1,17 +1,12 @@
 """What the gradients of optimizers were like between two records."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from keras_adamax.gradient_statistics import (
     GradientStatistics,
     NonfiniteGradient,
 )
-
-# How many variables a warning names.
-_NAMED = 5
 
 
 def since(
@@ -31,6 +26,16 @@ def since(
     except ValueError:
         # Its state was loaded in between. The clip rates say so.
         return None
+
+
+def all_since(
+    now: Sequence[GradientStatistics], before: Sequence[GradientStatistics]
+) -> list[GradientStatistics | None]:
+    """What each optimizer has measured meanwhile."""
+    return [
+        since(its, before[i] if i < len(before) else None)
+        for i, its in enumerate(now)
+    ]
 
 
 def values(
@@ -81,35 +86,3 @@ def nonfinite_elements(
         for path, its in now.items()
     }
     return {path: number for path, number in grown.items() if number > 0}
-
-
-def warn_of_nonfinite(
-    now: Mapping[str, NonfiniteGradient],
-    found: Mapping[str, Any],
-    epoch: int,
-    is_skipped: bool,
-) -> None:
-    """Says which gradients have had NaNs or infinities since the last record.
-
-    Args:
-        now: All that are known of, by the paths of the variables.
-        found: Paths of those of the last record.
-        epoch: 0-based.
-        is_skipped: Whether such steps are left out.
-    """
-    first = sorted(found, key=lambda path: now[path].first_call)
-    named = [
-        f"{path} ({now[path].elements} element(s) in {now[path].steps} "
-        f"step(s), first in call {now[path].first_call} of `apply`)"
-        for path in first[:_NAMED]
-    ]
-    if len(first) > _NAMED:
-        named.append(f"and {len(first) - _NAMED} more")
-    what_then = "`skip_nonfinite=True` leaves such steps out."
-    if is_skipped:
-        what_then = "These steps were left out (`skip_nonfinite`)."
-    warnings.warn(
-        "Gradients have had NaNs or infinities since the last record (epoch "
-        f"{epoch + 1}): {', '.join(named)}. {what_then}",
-        stacklevel=4,
-    )

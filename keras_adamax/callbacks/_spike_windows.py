@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from keras_adamax.callbacks._measurement import Measurement
 from keras_adamax.spike_rule import Spike, SpikeStatistics
 
 
@@ -95,3 +96,19 @@ class SpikeWindow:
         return cls(
             recorded, written, [*(Origin(*o) for o in origins), *later.origins]
         )
+
+
+def measurement_of(step: int, spikes: Sequence[Spike]) -> Measurement:
+    """What is recorded of a batch.
+
+    Args:
+        step: Updates applied before it.
+        spikes: One, or those of several optimizers.
+    """
+    rates = {n: rate for s in spikes for n, rate in s.variables.items()}
+    return Measurement(
+        step,
+        tuple(rates),
+        {"spike_rate": tuple(rates.values())},
+        {"spike_rate": max(spike.rate for spike in spikes)},
+    )

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,9 @@ from keras_adamax.callbacks import (
     _clip_counts,
     _gradient_windows,
     _optimizers,
+    _spike_windows,
 )
+from keras_adamax.callbacks._first_warnings import FirstWarnings
 from keras_adamax.callbacks._measurement import Measurement
 from keras_adamax.callbacks._recorder import Recorder
 from keras_adamax.callbacks._spike_windows import SpikeWindow
@@ -25,7 +26,6 @@ from keras_adamax.gradient_statistics import (
     NonfiniteGradient,
 )
 from keras_adamax.spike_rule import Spike, SpikeStatistics
-from keras_adamax.target_clip_rate import SMALLEST
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -208,11 +208,7 @@ class ClipRateLogger(Recorder):
         self._of_epoch = self._latest = _clip_counts.NOTHING
         self._gradients: list[GradientStatistics] = []
         self._nonfinite: list[dict[str, NonfiniteGradient]] = []
-        self._has_warned_of_nonfinite = False
-        self._has_warned_of_loss = False
-        self._has_warned_of_skips = False
-        self._has_warned_of_spikes = False
-        self._has_warned_of_target = False
+        self._warnings = FirstWarnings()
 
     def _ours(self) -> list[AdamaxClipped]:
         """The optimizers to read, with their state brought up to date."""
@@ -303,21 +299,23 @@ class ClipRateLogger(Recorder):
                     math.nan if path in nan else rate
                     for path, rate in elapsed.rates().items()
                 ]
-                self._check_target(optimizer, elapsed.rate())
+                self._warnings.of_target(optimizer, elapsed.rate())
             else:
                 rates += [0.0] * len(elapsed.counted)
-        summary = {"clip_rate": _rate(optimizers, all_elapsed, diverged)}
+        summary = {
+            "clip_rate": _clip_counts.rate(optimizers, all_elapsed, diverged)
+        }
         values = {"clip_rate": rates}
         if "gradient_norm" in self.summary_keys:
             values |= self._measure_gradients(summary)
         if "spikes" in self.summary_keys:
             # A total that has become smaller is of a state that was loaded.
             summary["spikes"] = math.nan if min(spikes) < 0 else sum(spikes)
-            self._warn_of_spikes(earlier, summary["spikes"])
+            self._warnings.of_spikes(earlier, summary["spikes"])
         if "skipped_steps" in self.summary_keys:
-            number = _grown(self._skipped, skipped)
+            number = _clip_counts.grown(self._skipped, skipped)
             summary["skipped_steps"] = number
-            self._warn_of_skips(number)
+            self._warnings.of_skips(number, self._epoch)
         self._skipped = skipped
         return Measurement(
             step,
@@ -325,7 +323,7 @@ class ClipRateLogger(Recorder):
             values,
             summary,
             earlier=earlier,
-            scheduled=_scheduled_values(optimizers),
+            scheduled=_clip_counts.scheduled_values(optimizers),
         )
 
     def _measure_gradients(
@@ -335,7 +333,7 @@ class ClipRateLogger(Recorder):
         before, not_finite = self._gradients, self._nonfinite
         self._gradients = self._latest.gradients
         self._nonfinite = self._latest.nonfinite
-        elapsed = _gradients_since(self._gradients, before)
+        elapsed = _gradient_windows.all_since(self._gradients, before)
         summary["gradient_norm"] = _gradient_windows.norm(elapsed)
         names = [list(clips.counted) for clips in self._latest.clips]
         values = _gradient_windows.values(names, elapsed)
@@ -351,16 +349,12 @@ class ClipRateLogger(Recorder):
                 for its, paths in zip(found, names, strict=True)
                 for path in paths
             ]
-            if not self._has_warned_of_nonfinite:
-                self._has_warned_of_nonfinite = True
-                ours = _optimizers.ours(self._optimizers)
-                for o, now, its in zip(
-                    ours, self._nonfinite, found, strict=True
-                ):
-                    if its:
-                        _gradient_windows.warn_of_nonfinite(
-                            now, its, self._epoch, o.skip_nonfinite
-                        )
+            ours = _optimizers.ours(self._optimizers)
+            are_skipped = [optimizer.skip_nonfinite for optimizer in ours]
+            self._warnings.of_nonfinite(
+                list(zip(self._nonfinite, found, are_skipped, strict=True)),
+                self._epoch,
+            )
         return values
 
     def _epoch_summary(self) -> dict[str, float]:
@@ -370,75 +364,26 @@ class ClipRateLogger(Recorder):
         optimizers = _optimizers.ours(self._optimizers)
         elapsed = self._all_since(self._latest.clips, begin.clips)
         summary = {
-            "clip_rate": _rate(optimizers, elapsed, self._latest.diverged)
+            "clip_rate": _clip_counts.rate(
+                optimizers, elapsed, self._latest.diverged
+            )
         }
         if "gradient_norm" in self.summary_keys:
             summary["gradient_norm"] = _gradient_windows.norm(
-                _gradients_since(self._latest.gradients, begin.gradients)
+                _gradient_windows.all_since(
+                    self._latest.gradients, begin.gradients
+                )
             )
         if "spikes" in self.summary_keys:
-            summary["spikes"] = _grown(
+            summary["spikes"] = _clip_counts.grown(
                 [gate.spike_steps for gate in begin.spikes],
                 [gate.spike_steps for gate in self._latest.spikes],
             )
         if "skipped_steps" in self.summary_keys:
-            summary["skipped_steps"] = _grown(
+            summary["skipped_steps"] = _clip_counts.grown(
                 begin.skipped, self._latest.skipped
             )
         return summary
-
-    def _warn_of_skips(self, number: float) -> None:
-        # Where variables were named, that has been said.
-        if number > 0 and not (
-            self._has_warned_of_skips or self._has_warned_of_nonfinite
-        ):
-            self._has_warned_of_skips = True
-            warnings.warn(
-                f"{number} step(s) were left out since the last record (epoch "
-                f"{self._epoch + 1}), because a gradient had a NaN or an "
-                "infinity (`skip_nonfinite`). `skipped_steps` counts them.",
-                stacklevel=2,
-            )
-
-    def _warn_of_spikes(
-        self, found: Sequence[tuple[int, int, Measurement]], number: float
-    ) -> None:
-        if self._has_warned_of_spikes or not found:
-            return
-        self._has_warned_of_spikes = True
-        epoch, batch, spike = found[0]
-        variable = f", most in '{spike.names[0]}'" if spike.names else ""
-        warnings.warn(
-            f"The spike gate has left out {number} step(s) since the last "
-            f"record. The first was batch {batch} of epoch {epoch + 1}, with "
-            f"{spike.summary['spike_rate']:.0%} of its gradient elements above "
-            f"their bound{variable}. `spikes` counts them, and the records "
-            "name each (`spike_rate`). Look at such batches; there will be no "
-            "further warning.",
-            stacklevel=2,
-        )
-
-    def _check_target(self, optimizer: AdamaxClipped, rate: float) -> None:
-        target = optimizer.target_clip_rate
-        if target is None:
-            return
-        # The multiplier is read from the device only where that can tell.
-        if (
-            not self._has_warned_of_target
-            and rate < target / 2
-            and optimizer.current_clip_multiplier() - 1 < 1.5 * SMALLEST
-        ):
-            self._has_warned_of_target = True
-            warnings.warn(
-                f"The optimizer '{optimizer.name}' cannot reach its target of "
-                f"{target:.6g} for the clip rate now: since the last record "
-                f"it was {rate:.6g}, and the clip multiplier cannot be below "
-                "1. After large gradients that lasts until the infinity norm "
-                "has shrunk, by `beta_2` a step; choose a smaller `beta_2` or "
-                "target where it lasts too long, and a smaller `clip_epsilon` "
-                "where gradients are below it.",
-                stacklevel=2,
-            )
 
     def _measure_between(self) -> Measurement:
         self._ours()
@@ -475,7 +420,11 @@ class ClipRateLogger(Recorder):
                 its = max(step - (gate.step - spike.step), 0)
                 found.setdefault((epoch, batch, its), []).append(spike)
         return [
-            (epoch, batch, _measurement_of(its, found[epoch, batch, its]))
+            (
+                epoch,
+                batch,
+                _spike_windows.measurement_of(its, found[epoch, batch, its]),
+            )
             for epoch, batch, its in sorted(found)
         ]
 
@@ -501,13 +450,7 @@ class ClipRateLogger(Recorder):
         try:
             return now.since(before)
         except ValueError as error:
-            if not self._has_warned_of_loss:
-                self._has_warned_of_loss = True
-                warnings.warn(
-                    "ClipRateLogger cannot tell the clip rate since the last "
-                    f"record, which is NaN: {error}",
-                    stacklevel=2,
-                )
+            self._warnings.of_loss(error)
             return None
 
     def _end_windows(self) -> None:
@@ -572,74 +515,3 @@ def _renamed(
     by_path: Mapping[str, Any], names: Mapping[str, str]
 ) -> dict[str, Any]:
     return {names.get(path, path): value for path, value in by_path.items()}
-
-
-def _gradients_since(
-    now: Sequence[GradientStatistics], before: Sequence[GradientStatistics]
-) -> list[GradientStatistics | None]:
-    """What each optimizer has measured meanwhile."""
-    return [
-        _gradient_windows.since(its, before[i] if i < len(before) else None)
-        for i, its in enumerate(now)
-    ]
-
-
-def _grown(before: Sequence[int], now: Sequence[int]) -> float:
-    """By how much totals have grown; NaN where a state was loaded."""
-    # Those that were not built before had counted nothing.
-    increase = sum(now) - sum(before)
-    return math.nan if increase < 0 else increase
-
-
-def _scheduled_values(optimizers: Sequence[AdamaxClipped]) -> dict[str, float]:
-    """Those of the next step; with the optimizer's name where it has peers."""
-    if len(optimizers) == 1:
-        return optimizers[0].scheduled_values()
-    names = _optimizers.unique_names([o.name for o in optimizers])
-    return {
-        f"{its}/{name}": value
-        for its, optimizer in zip(names, optimizers, strict=True)
-        for name, value in optimizer.scheduled_values().items()
-    }
-
-
-def _rate(
-    optimizers: Sequence[AdamaxClipped],
-    all_elapsed: Sequence[ClipStatistics | None],
-    diverged: Sequence[frozenset[str]],
-) -> float:
-    """The clip rate of several optimizers together."""
-    if any(
-        nan and optimizer.clip_gradients
-        for optimizer, nan in zip(optimizers, diverged, strict=True)
-    ):
-        return math.nan
-    of_clipping = [
-        elapsed
-        for optimizer, elapsed in zip(optimizers, all_elapsed, strict=True)
-        if elapsed is not None and optimizer.clip_gradients
-    ]
-    counted = sum(sum(e.counted.values()) for e in of_clipping)
-    if counted:
-        return sum(sum(e.clipped.values()) for e in of_clipping) / counted
-    is_off = any(
-        elapsed is not None and elapsed.counted and not optimizer.clip_gradients
-        for optimizer, elapsed in zip(optimizers, all_elapsed, strict=True)
-    )
-    return 0.0 if is_off else math.nan
-
-
-def _measurement_of(step: int, spikes: Sequence[Spike]) -> Measurement:
-    """What is recorded of a batch.
-
-    Args:
-        step: Updates applied before it.
-        spikes: One, or those of several optimizers.
-    """
-    rates = {n: rate for s in spikes for n, rate in s.variables.items()}
-    return Measurement(
-        step,
-        tuple(rates),
-        {"spike_rate": tuple(rates.values())},
-        {"spike_rate": max(spike.rate for spike in spikes)},
-    )
