@@ -45,8 +45,8 @@ class GradientStatistics:
 
     The totals are exact sums of the float32 that each step gives: one gradient
     that is larger by many orders of magnitude takes nothing from the norms
-    after it. A step in which a gradient had a NaN or an infinity, or a norm
-    above 1e15, is left out for that variable; a norm below 1e-15 counts as 0.
+    after it. A step in which a gradient had a NaN or an infinity is left out
+    for that variable. A norm above 1e15 counts as 1.1e15, one below 1e-15 as 0.
 
     Attributes:
         steps: Variable path to the number of updates that were measured.
@@ -214,8 +214,13 @@ class GradientTotals:
         # Operators, where there is one: on torch a call of Keras's takes ten
         # times as long.
         squares = sums.values[:, :4]
-        # False for a NaN, too.
-        is_measured = ops.all(squares <= _LARGEST_SQUARE, axis=1)
+        # False for a NaN, not for the infinity of a square that overflows.
+        is_measured = ops.all(squares >= 0.0, axis=1) & (
+            sums.values[:, 4] == 0.0
+        )
+        squares = ops.where(
+            squares <= _LARGEST_SQUARE, squares, _LARGEST_SQUARE
+        )
         added = ops.concatenate(
             [squares, ops.ones_like(squares[:, :1])], axis=1
         )[:, :, None]

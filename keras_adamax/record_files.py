@@ -307,6 +307,9 @@ def read_npz(path: str | os.PathLike) -> Columns:
         KeyError,
         ValueError,
         EOFError,
+        # What zipfile has of a damaged header: compressions and encryptions
+        # that it does not know.
+        RuntimeError,
         zipfile.BadZipFile,
         zlib.error,
     ) as e:

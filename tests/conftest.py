@@ -17,16 +17,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 HERE = Path(__file__).parent
 # Fast paths are slow to test one by one; all other tests run on them, too.
 SLOW = [HERE / name for name in ("native", "updates")]
-# Figures and trackers get numbers, whatever backend they come from: what is
-# slow there runs once.
-WITHOUT_BACKEND = [
+# Of these, quick tests are enough on every backend: figures get numbers,
+# whatever they come from, and what is slow in a search is processes, databases
+# and signals. `.ci/run` has what is slow on one backend, `.ci/nightly` on all.
+HARDLY_BY_BACKEND = [
     HERE / name
     for name in (
-        "plots",
         "callbacks/test_trackers.py",
-        "tuning/results",
-        "tuning/running",
-        "tuning/study",
+        "docs",
+        "plots",
+        "test_benchmarks.py",
+        "tuning",
     )
 ]
 ONCE = "jax"
@@ -57,11 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if (
             item.get_closest_marker("slow") is not None
-            and any(place in places for place in WITHOUT_BACKEND)
+            and any(place in places for place in HARDLY_BY_BACKEND)
             and keras.backend.backend() != ONCE
         ):
-            reason = f"needs no backend: it runs on {ONCE}"
-            item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(pytest.mark.nightly)
     for item in combinations(items):
         item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.nightly)

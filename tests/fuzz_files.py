@@ -115,10 +115,9 @@ class Weights(Subject):
         self.before = self.state()
 
     def state(self) -> list[Any]:
-        return [
-            np.asarray(keras.ops.convert_to_numpy(v)).tolist()
-            for v in self.model.optimizer.variables
-        ]
+        # Bytes, because a NaN is not equal to itself.
+        values = map(keras.ops.convert_to_numpy, self.model.optimizer.variables)
+        return [(v.shape, v.tobytes().hex()) for v in values]
 
     def load(self, folder: Path) -> Any:
         try:
@@ -132,7 +131,7 @@ class Weights(Subject):
         if not hasattr(self, "expected"):
             self.expected = loaded
         self.before = loaded
-        assert np.shape(loaded[-1]) == np.shape(self.expected[-1])
+        assert [s for s, _ in loaded] == [s for s, _ in self.expected]
         return loaded
 
 

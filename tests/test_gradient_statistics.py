@@ -300,9 +300,15 @@ def test_one_huge_gradient_takes_nothing_from_those_after_it():
     assert since.gradient_norm() == pytest.approx(
         math.sqrt(2) * 1e-4, rel=PRECISION
     )
-    # Beyond it, the total of many would not fit.
-    step([np.full(2, 1e17, "float32")])
-    assert list(optimizer.gradient_statistics().steps.values()) == [4]
+    # Beyond the largest norm the total of many would not fit. It is kept to
+    # that, and not forgotten, also where its square overflows.
+    for size in (1e17, 3e38):
+        before = optimizer.gradient_statistics()
+        step([np.full(2, size, "float32")])
+        since = optimizer.gradient_statistics().since(before)
+        assert since.steps == {"weight_0": 1}
+        assert since.gradient_norm() == 2.0**50
+        assert since.clipped_shares()["weight_0"] > 0.99
     assert optimizer.nonfinite_gradients() == {}
 
 
@@ -358,14 +364,17 @@ def test_totals_are_exact(seed, steps):
         values[rng.uniform(size=(3, 5)) < 0.02] = rng.choice(
             [np.nan, np.inf, 0.0]
         )
+        # How many elements were not finite.
+        values[:, 4] = rng.choice([0.0, 0.0, 0.0, 7.0], 3)
         rows = ops.convert_to_tensor(totals.rows)
         totals.rows.assign(adding()(rows, ops.convert_to_tensor(values)))
         for row in range(3):
             # NaN compares false.
-            if (values[row, :4] <= 2.0**100).all():
+            if (values[row, :4] >= 0.0).all() and values[row, 4] == 0.0:
                 measured_steps[row] += 1
                 for k in range(4):
-                    exact = Fraction(float(values[row, k])) * 2**100
+                    kept = min(float(values[row, k]), 2.0**100)
+                    exact = Fraction(kept) * 2**100
                     expected[row, k] += math.floor(exact)
     found = totals.statistics()
     assert list(found.steps.values()) == measured_steps
@@ -391,6 +400,7 @@ def test_a_million_steps_are_exact():
     before = totals.statistics()
     assert set(before.steps.values()) == {number}
     values = np.full((3, 5), 1e-6, "float32")
+    values[:, 4] = 0  # all elements are finite
     totals.rows.assign(
         totals.rows_after(Sums(INDICES, ops.convert_to_tensor(values)))
     )
@@ -402,7 +412,7 @@ def test_a_million_steps_are_exact():
 
 def test_some_variables_in_another_order():
     totals = make_totals()
-    values = np.array([[1.0] * 5, [4.0] * 5], "float32")
+    values = np.array([[1.0] * 4 + [0.0], [4.0] * 4 + [0.0]], "float32")
     totals.rows.assign(
         totals.rows_after(Sums((2, 0), ops.convert_to_tensor(values)))
     )

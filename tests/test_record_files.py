@@ -156,6 +156,14 @@ class TestBadNpz:
             assert record_files.is_npz(path)
             with pytest.raises(ValueError, match=r"a\.npz: "):
                 record_files.read_npz(path)
+        # A compression, and an encryption, that zipfile does not know.
+        directory = data.index(b"PK\x01\x02")
+        for place, number in ((directory + 10, 99), (directory + 8, 0x20)):
+            damaged = bytearray(data)
+            damaged[place] = number
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"a\.npz: "):
+                record_files.read_npz(path)
 
 
 def test_plain_lines_are_read_as_csv_reads_them():
