@@ -82,8 +82,8 @@ class TestOtherDevices:
         monkeypatch.setattr(kernel, "_is_on_cpu", lambda: False)
         monkeypatch.setattr(xla, "_slabs", fail)
         if BACKEND == "tensorflow":
-            finiteness = functools.cache(kernel._finiteness.__wrapped__)
-            monkeypatch.setattr(kernel, "_finiteness", finiteness)
+            looking = functools.cache(kernel._looking.__wrapped__)
+            monkeypatch.setattr(kernel, "_looking", looking)
             monkeypatch.setattr(kernel, "_assign", fail)
         else:
             monkeypatch.setattr(kernel.native_jax, "update", fail)
