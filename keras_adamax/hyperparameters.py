@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_adamax import _validation
+from keras_adamax import _validation, backends
 from keras_adamax.target_clip_rate import TargetClipRate
 from keras_adamax.update_rule import LARGEST_DECAY_RATE
 
@@ -140,7 +140,9 @@ def check_combination(
 
 
 def _check_first_value(name: str, schedule: LearningRateSchedule) -> None:
-    first = ops.convert_to_numpy(schedule(ops.convert_to_tensor(0)))
+    # A `MultiOptimizer` may make its optimizers while a step is traced.
+    with backends.load().outside_of_graph():
+        first = ops.convert_to_numpy(schedule(ops.convert_to_tensor(0)))
     allowed = dict(RANGES[name])
     if name == "clip_multiplier":
         # Held at 1 from below in every step.

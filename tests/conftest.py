@@ -41,6 +41,7 @@ COMBINED_BY_NIGHT = [
         "test_adamax_clipped.py",
         "test_gradient_statistics.py",
         "test_keras_modes.py",
+        "test_numerical_faults.py",
         "test_serialization.py",
         "test_skip_nonfinite.py",
         "test_spikes.py",

@@ -52,6 +52,19 @@ LOOPS = {
 COMPILED_LOOP = LOOPS[-1]
 
 
+def repeated(*values):
+    """Further values for a test: what they repeat a quick test covers once."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+# Quick tests take the ways that users take.
+EVERY_LOOP = [COMPILED_LOOP, *repeated(*LOOPS[:-1])]
+EVERY_FIT_MODE = [
+    DEFAULT_FIT,
+    *repeated(*(mode for mode in FIT_MODES if mode != DEFAULT_FIT)),
+]
+
+
 def id_of(value):
     """The id of a parametrized test: the same in each of several processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
@@ -368,8 +381,3 @@ def assert_same(before, after, but=()):
             assert not is_equal, f"{path} did not change"
         else:
             assert is_equal, f"{path}: {value} became {after[path]}"
-
-
-def repeated(*values):
-    """Further values for a test: what they repeat a quick test covers once."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]

@@ -22,6 +22,7 @@ with importable():
     from _step import bandwidth, workloads
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_optimizer_step(tmp_path):
     printed, results = run(
@@ -86,6 +87,7 @@ def test_optimizer_step(tmp_path):
     assert figure.stat().st_size > 10_000
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are not forgotten")
 def test_memory_of_a_step(tmp_path):
@@ -105,6 +107,7 @@ def test_memory_of_a_step(tmp_path):
     assert case["bytes_of_gradients_weights_and_state"] == 16 * 64 * 64
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_fit(tmp_path):
     mode = ("--mode", "graph") if BACKEND == "tensorflow" else ()
@@ -129,6 +132,7 @@ def test_fit(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_callback_overhead(tmp_path):
     printed, results = run(
@@ -153,6 +157,7 @@ def test_callback_overhead(tmp_path):
     assert printed.count("not judged") == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_import_time(tmp_path):
     _, results = run("import_time.py", tmp_path, "--backend", BACKEND)

@@ -63,6 +63,7 @@ def test_quickstart(tmp_path):
         assert (tmp_path / path).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_data", [False, *repeated(True)])
 def test_weights_not_changing(tmp_path, own_data):
     arguments = [f"--backend={keras.backend.backend()}", "--steps=100"]

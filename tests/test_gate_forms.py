@@ -139,6 +139,7 @@ def test_what_is_made_smaller_is_the_clipped_gradient():
     np.testing.assert_allclose(state["u"][2], 1.2001, rtol=1e-6)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--confirm"]], ids=str)
 def test_quick(tmp_path, arguments):

@@ -70,7 +70,7 @@ def start(seed=0, shapes=support.SHAPES, steps=STEPS):
 @pytest.mark.slow
 class TestLoops:
     @pytest.mark.parametrize("config", CONFIGS)
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_dense(self, loop, config):
         config = CONFIGS[config]
         values, gradients = start()
@@ -85,7 +85,7 @@ class TestLoops:
         assert 0 < oracle.clip_rate() < 1
 
     @pytest.mark.parametrize("config", SPARSE_CONFIGS)
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_sparse(self, loop, config):
         config = SPARSE_CONFIGS[config]
         rng = np.random.default_rng(1)
@@ -102,7 +102,7 @@ class TestLoops:
             support.assert_follows(oracle, optimizer, variables)
         assert 0 < oracle.clip_rate() < 1
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_weight_decay_spares_the_excluded(self, loop):
         values, gradients = start(shapes=[(3,), (3,), (3,)])
         config = {"weight_decay": 0.5, "learning_rate": 0.25}
@@ -120,7 +120,7 @@ class TestLoops:
         support.run_oracle(oracle, gradients)
         support.assert_follows(oracle, optimizer, variables)
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_weight_decay_with_all_excluded(self, loop):
         values, gradients = start(shapes=[(3,)])
         variables = support.make_variables(values)
@@ -133,7 +133,7 @@ class TestLoops:
         support.assert_follows(oracle, optimizer, variables)
 
     @pytest.mark.parametrize("config", ["accumulation", "clipnorm"])
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_variables_of_size_zero(self, loop, config):
         shapes = [(0,), (0, 3), (3, 0), (2, 0, 3), (2,)]
         values, gradients = start(shapes=shapes, steps=4)
@@ -147,7 +147,7 @@ class TestLoops:
         support.assert_follows(oracle, optimizer, variables)
         assert np.isnan(list(optimizer.clip_rates().values())[:4]).all()
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_traces_once_and_keeps_dtypes(self, loop):
         values, gradients = start(steps=3)
         variables = [
@@ -175,7 +175,7 @@ class TestLoops:
 
 
 @pytest.mark.parametrize("config", ["defaults", "ema", "all at once"])
-@pytest.mark.parametrize("mode", support.FIT_MODES)
+@pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
 def test_fit(mode, config):
     config = CONFIGS[config]
     values, gradients = start()
@@ -302,7 +302,7 @@ def test_fit_of_an_embedding(mode, config):
 class TestDtypes:
     @pytest.mark.parametrize("epsilon", [0.0, 1e-8])
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_half_precision_is_rounded_once(self, loop, dtype, epsilon):
         values, gradients = start(shapes=[(4, 3), (4,)])
         gradients = [[g, np.zeros(4, "float32")] for g, _ in gradients]
@@ -342,7 +342,7 @@ class TestDtypes:
         np.testing.assert_array_equal(numpy(model.weights[1]), values[1])
         assert {v.dtype for v in model.weights} == {dtype}
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_float64(self, loop):
         with enable_float64():
             values, gradients = start(shapes=[(4, 3)])
@@ -477,7 +477,7 @@ class TestMultiOptimizer:
     @pytest.mark.parametrize(
         "second_class", [AdamaxClipped, keras.optimizers.SGD]
     )
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_loops(self, loop, second_class):
         values, gradients = start()
         variables = support.make_variables(values)
@@ -508,7 +508,7 @@ class TestAbsentGradients:
     @pytest.mark.parametrize(
         "config", ["defaults", "accumulation", "all at once"]
     )
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_a_variable_without_gradient_stays(self, loop, config):
         config = CONFIGS[config]
         values, gradients = start(shapes=[(3, 2), (2,)])
@@ -524,7 +524,7 @@ class TestAbsentGradients:
         support.assert_follows(oracle, optimizer, variables)
         assert list(optimizer.clip_statistics().counted.values())[1] == 0
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_none_at_all_is_an_error(self, loop):
         values, _ = start(shapes=[(3, 2), (2,)])
         for skip_nonfinite in (False, True):
@@ -719,7 +719,7 @@ class TestOverwriteWithGradient:
         [{}, {"gradient_accumulation_steps": 2}, {"use_ema": True}],
         ids=str,
     )
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_such_a_variable_becomes_its_gradient(self, loop, config):
         values, gradients = start(shapes=[(3, 2), (2,)], steps=4)
         gradients = [[g, np.abs(h)] for g, h in gradients]

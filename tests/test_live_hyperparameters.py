@@ -93,7 +93,7 @@ def differ(oracle, other):
 
 
 class TestLoops:
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_a_change_takes_effect_in_the_next_step(self, loop):
         """One after another, with a single trace."""
         values, gradients = start(steps=2 * len(CHANGES))
@@ -157,7 +157,7 @@ class TestLoops:
             results.append(support.state_of(optimizer, variables))
         support.assert_same(*results)
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_all_at_once_with_everything_on(self, loop):
         config = BEFORE | {
             "gradient_accumulation_steps": 2,
@@ -177,7 +177,7 @@ class TestLoops:
         oracle = run_oracle(values, gradients, changes, 4, **config)
         support.assert_follows(oracle, optimizer, variables)
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_sparse_rows(self, loop):
         rng = np.random.default_rng(1)
         values = support.values_of(rng, [(5, 2)])
@@ -216,7 +216,7 @@ class SetAt(keras.callbacks.Callback):
 
 
 class TestFit:
-    @pytest.mark.parametrize("mode", support.FIT_MODES)
+    @pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
     def test_a_callback_changes_everything(self, mode):
         values, gradients = start()
         optimizer = AdamaxClipped(**BEFORE)

@@ -9,16 +9,13 @@ from keras_adamax import AdamaxClipped
 from keras_adamax.kernel_choice import SETTING
 from tests import support
 from tests.gradients import numpy
-from tests.support import repeated
 
 # Enough for the vectors and the tail of a kernel.
 SHAPES = ((7, 19), (5,))
 BAD = (2, 11)
 LARGEST = float(np.finfo("float32").max)
 
-LOOPS = pytest.mark.parametrize(
-    "loop", [support.COMPILED_LOOP, *repeated(*support.LOOPS[:-1])]
-)
+LOOPS = pytest.mark.parametrize("loop", support.EVERY_LOOP)
 KERNELS = pytest.mark.parametrize("kernel", ["auto", "reference"])
 
 

@@ -87,7 +87,7 @@ def check(loop, optimizer, variables, oracle, gradients, bad_steps=BAD_STEPS):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_loops(loop, config):
     config = CONFIGS[config]
     values, gradients = start()
@@ -99,7 +99,7 @@ def test_loops(loop, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_sparse_loops(loop, config):
     config = CONFIGS[config]
     rng = np.random.default_rng(1)
@@ -115,7 +115,7 @@ def test_sparse_loops(loop, config):
     check(loop, optimizer, variables, oracle, gradients)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_rows_that_overflow_when_summed(loop):
     """The decision is made on what the rule is given: the sum of rows."""
     values, _ = start(shapes=[(4, 2)])
@@ -134,7 +134,7 @@ def test_rows_that_overflow_when_summed(loop):
     assert optimizer.clip_rate() == 1.0
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_accumulation_skips_micro_batches_alone(loop):
     config = EVERYTHING | {"gradient_accumulation_steps": 3}
     values, gradients = start(steps=7)
@@ -146,7 +146,7 @@ def test_accumulation_skips_micro_batches_alone(loop):
     assert int(numpy(optimizer.iterations)) == 2
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_absent_gradients(loop):
     values, gradients = start()
     gradients = [[g[0], None, g[2], None] for g in gradients]
@@ -157,7 +157,7 @@ def test_absent_gradients(loop):
         check(loop, optimizer, variables, oracle, gradients)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_constraints_and_overwritten_variables_stay(loop):
     values, gradients = start(shapes=[(3,), (2,)])
     variables = [
@@ -180,7 +180,7 @@ def test_constraints_and_overwritten_variables_stay(loop):
     np.testing.assert_array_equal(numpy(variables[1]), gradients[0][1])
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_half_precision(loop):
     dtype = "float16"
     values, gradients = start()
@@ -190,7 +190,7 @@ def test_half_precision(loop):
     check(loop, optimizer, variables, oracle, gradients)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_what_overflows_only_after_unscaling(loop):
     values, gradients = start(shapes=[(3,)])
     variables = support.make_variables(values)
@@ -202,7 +202,7 @@ def test_what_overflows_only_after_unscaling(loop):
     support.assert_same(before, after, but=["/skipped_steps"])
 
 
-@pytest.mark.parametrize("mode", support.FIT_MODES)
+@pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
 def test_fit(mode):
     values, gradients = start()
     config = EVERYTHING | {"gradient_accumulation_steps": 2}
@@ -272,7 +272,7 @@ def test_loss_scale_optimizer_withholds_on_its_own(loop):
     support.assert_follows(oracle, inner, variables)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_multi_optimizer(loop):
     """Each of its optimizers decides on what it is given."""
     values, gradients = start(shapes=[(3, 2), (2,)])
@@ -298,7 +298,7 @@ def test_multi_optimizer(loop):
 class TestWithoutIt:
     """As in Keras, NaN spreads; an Inf is an oversized gradient."""
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_nan_spreads_in_loops(self, loop):
         values, gradients = start()
         variables = support.make_variables(values)
@@ -317,7 +317,7 @@ class TestWithoutIt:
         assert optimizer.skipped_steps() == 0
 
     @pytest.mark.parametrize("sign", [1, -1])
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_infinity_is_clipped_in_loops(self, loop, sign):
         values, gradients = start()
         variables = support.make_variables(values)
@@ -332,7 +332,7 @@ class TestWithoutIt:
         assert all(np.isfinite(numpy(v)).all() for v in variables)
         assert optimizer.skipped_steps() == 0
 
-    @pytest.mark.parametrize("mode", support.FIT_MODES)
+    @pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
     def test_both_in_fit(self, mode):
         values, gradients = start()
         optimizer = AdamaxClipped()

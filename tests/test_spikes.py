@@ -114,7 +114,7 @@ def check(loop, optimizer, variables, oracle, gradients, spikes):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_loops(loop, config):
     config = CONFIGS[config] | GATE
     values, gradients = start()
@@ -126,7 +126,7 @@ def test_loops(loop, config):
     check(loop, optimizer, variables, oracle, gradients, spikes=4)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_schedules(loop):
     def multiplier(step):
         return 1.3 if step < 4 else 1.6
@@ -146,7 +146,7 @@ def test_schedules(loop):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_sparse_loops(loop, config):
     config = CONFIGS[config] | GATE
     scale = config.get("loss_scale_factor", 1.0)
@@ -164,7 +164,7 @@ def test_sparse_loops(loop, config):
     check(loop, optimizer, variables, oracle, gradients, spikes=4)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_rows_are_summed_and_absent_ones_not_counted(loop):
     optimizer = AdamaxClipped(
         clip_epsilon=1.0, spike_threshold=0.6, max_skipped_spikes=9
@@ -188,7 +188,7 @@ def test_rows_are_summed_and_absent_ones_not_counted(loop):
     assert gate_of(optimizer) == [1, 1, 1]
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_accumulation(loop):
     """A micro-batch is left out alone, wherever it stands in an update."""
     config = CONFIGS["everything"] | {"gradient_accumulation_steps": 3}
@@ -204,7 +204,7 @@ def test_accumulation(loop):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_accumulation_passes_the_warm_up(loop):
     """The first micro-batches of an update have a part of its size alone."""
     values, _ = start(shapes=[(4,)])
@@ -218,7 +218,7 @@ def test_accumulation_passes_the_warm_up(loop):
     assert gate_of(optimizer) == [1, 0, 0]
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_excluded_and_absent_gradients(loop):
     values, gradients = start()
     for step in gradients:
@@ -233,7 +233,7 @@ def test_excluded_and_absent_gradients(loop):
         check(loop, optimizer, variables, oracle, gradients, spikes=4)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_nothing_given_is_no_spike(loop):
     values, gradients = start()
     variables = support.make_variables(values)
@@ -244,7 +244,7 @@ def test_nothing_given_is_no_spike(loop):
     check(loop, optimizer, variables, oracle, gradients, spikes=0)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_constraints_and_overwritten_variables_stay(loop):
     values, _ = start(shapes=[(3,), (2,)])
     variables = [
@@ -271,7 +271,7 @@ def test_constraints_and_overwritten_variables_stay(loop):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_dtypes(loop, dtype):
     if (BACKEND, dtype) == ("jax", "float64"):
         pytest.skip("JAX has float32 unless it is told otherwise")
@@ -287,7 +287,7 @@ def test_dtypes(loop, dtype):
     check(loop, optimizer, variables, oracle, gradients, spikes=4)
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_nan_and_infinity_without_skipping(loop):
     """An Inf is above its bound. A NaN is not, and counts as given."""
     optimizer = AdamaxClipped(clip_epsilon=2.0, **GATE)
@@ -305,7 +305,7 @@ def test_nan_and_infinity_without_skipping(loop):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_with_skip_nonfinite(loop, config):
     """What is not finite does not reach the gate, in a row of spikes, too."""
     config = CONFIGS[config] | GATE | {"skip_nonfinite": True}
@@ -334,7 +334,7 @@ def test_with_skip_nonfinite(loop, config):
     assert optimizer.spike_steps() == 2
 
 
-@pytest.mark.parametrize("mode", support.FIT_MODES)
+@pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
 def test_fit(mode):
     config = CONFIGS["everything"] | {"gradient_accumulation_steps": 2} | GATE
     factors = [*[1] * 18, 512, 1, 1, 512, 1, 512, 512, 512, 1, 1, 1, 1]
@@ -367,7 +367,7 @@ def test_inside_of_a_loss_scale_optimizer(loop):
     assert inner.spike_steps() == 4
 
 
-@pytest.mark.parametrize("loop", support.LOOPS)
+@pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_multi_optimizer(loop):
     """Each of its optimizers decides on what it is given."""
     values, gradients = start(shapes=[(3, 2), (2,)])
@@ -523,7 +523,7 @@ class TestSample:
         np.testing.assert_allclose(oracle.rates[-2:], [0.8, 0.2], rtol=1e-6)
         assert optimizer.spike_steps() == 1
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     @pytest.mark.parametrize(
         "config",
         [
@@ -581,7 +581,7 @@ class TestLast:
         "max_skipped_spikes": 99,
     }
 
-    @pytest.mark.parametrize("mode", support.FIT_MODES)
+    @pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
     def test_the_five_of_the_largest_rates(self, mode):
         """Not those with the most elements above their bounds."""
         shapes = [(40,), (10,), (10,), (4,), (), (10,), (100,)]
@@ -604,7 +604,7 @@ class TestLast:
             [0.9, 0.5, 0.5, 0.25, 0.2]
         )
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_older_ones_are_counted_alone(self, loop):
         values, _ = start(shapes=[(3,), (2,)])
         variables = support.make_variables(values)
@@ -628,7 +628,7 @@ class TestLast:
         assert (statistics.spike_steps, statistics.calls) == (23, 27)
         assert statistics.step == 4
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_large_numbers_are_exact(self, loop):
         optimizer = AdamaxClipped(skip_nonfinite=True, **self.CONFIG)
         variables = support.make_variables([np.zeros(4, "float32")])
@@ -745,7 +745,7 @@ class TestStateMachine:
             step([g])
             assert gate_of(optimizer) == [1, 1, 1]
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_the_total_goes_on_from_a_large_one(self, loop):
         optimizer = AdamaxClipped(clip_epsilon=2.0, **GATE)
         variables = support.make_variables([np.zeros(4, "float32")])
@@ -757,7 +757,7 @@ class TestStateMachine:
 
 
 class TestLive:
-    @pytest.mark.parametrize("mode", support.FIT_MODES)
+    @pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
     def test_in_fit(self, mode):
         shapes = ((4,),)
         values, gradients = start(shapes, [*WARM_UP, 64, 1])
@@ -817,7 +817,7 @@ class TestLive:
 class TestOff:
     """Without a threshold nothing is added to a step."""
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_no_work_is_done(self, loop, monkeypatch):
         def fail(*arguments):
             raise AssertionError("the gate is off")
@@ -866,7 +866,7 @@ class TestOff:
             }
             assert optimizer.get_config()["max_skipped_spikes"] == most
 
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_what_is_applied_is_the_same_bit_for_bit(self, loop):
         """A gate that lets all pass changes nothing but its own state."""
         values, gradients = start(factors=[0.25, 1, 2, 4, 64, 1, 1, 0.5] * 2)

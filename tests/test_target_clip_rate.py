@@ -146,7 +146,7 @@ class TestNoise:
 
 
 class TestRule:
-    @pytest.mark.parametrize("loop", support.LOOPS)
+    @pytest.mark.parametrize("loop", support.EVERY_LOOP)
     def test_it_is_the_oracles(self, loop):
         variables, optimizer, oracle = make(0.3, clip_epsilon=0.5)
         step = support.make_step(loop, optimizer, variables)
@@ -166,7 +166,7 @@ class TestRule:
         if loop in ("graph", "jit", "stateless"):
             assert step.traces == 1
 
-    @pytest.mark.parametrize("mode", support.FIT_MODES)
+    @pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
     def test_it_is_the_oracles_in_fit(self, mode):
         steps = 4 if (BACKEND, mode) == ("jax", "eager") else 20
         variables, optimizer, oracle = make(clip_epsilon=0.5)

@@ -377,6 +377,7 @@ def test_runs_can_go_on_with_the_same_plan(tmp_path):
         Store(path, {}, QUICK._replace(seeds=(7,)), order)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_quick_runs_everything(tmp_path):
     def run_quick():

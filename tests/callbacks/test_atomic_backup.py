@@ -25,6 +25,7 @@ EPOCHS = 4
 KILL_SEEDS = os.environ.get("KERAS_ADAMAX_KILL_SEEDS", "0").split()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("seed", KILL_SEEDS)

@@ -86,6 +86,7 @@ def test_scalars_are_those_of_the_records(server, trained):
         )
 
 
+@pytest.mark.slow
 def test_series_are_grouped_by_layer(server):
     server.wait(lambda: len(server.get("plugin/scalars/tags")) == 2)
     tags = server.get("plugin/scalars/tags")

@@ -23,6 +23,7 @@ def assert_same(one, other):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_and_resumed(tmp_path):

@@ -653,6 +653,7 @@ class TestSerialization:
             training.rows(own.records)
         )
 
+    @pytest.mark.slow
     @LOGGERS
     def test_of_another_model_are_told_of(self, logger, tmp_path):
         first = logger()

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_workers(tmp_path):
     _, results = run("search_workers.py", tmp_path, "--check")
@@ -32,6 +33,7 @@ def test_workers(tmp_path):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_overhead(tmp_path):
     _, results = run("search_overhead.py", tmp_path, "--check")
@@ -40,6 +42,7 @@ def test_overhead(tmp_path):
     assert ours > 0 and optuna > 0
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_comparison(tmp_path):
     _, results = run("search_comparison.py", tmp_path, "--check")

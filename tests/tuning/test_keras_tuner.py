@@ -13,6 +13,7 @@ import pytest
 
 from keras_adamax_tuning.space.adamax_clipped_space import AdamaxClippedSpace
 from keras_adamax_tuning.space.hypermodel import AdamaxClippedHyperModel
+from tests.support import repeated
 
 X = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -98,11 +99,13 @@ def small_space():
     "tuner_class",
     [
         keras_tuner.RandomSearch,
-        # It proposes at random until it has these.
-        functools.partial(
-            keras_tuner.BayesianOptimization, num_initial_points=1
+        *repeated(
+            # It proposes at random until it has these.
+            functools.partial(
+                keras_tuner.BayesianOptimization, num_initial_points=1
+            ),
+            keras_tuner.GridSearch,
         ),
-        keras_tuner.GridSearch,
     ],
     ids=["RandomSearch", "BayesianOptimization", "GridSearch"],
 )
@@ -130,6 +133,7 @@ def test_search(tuner_class, tmp_path):
     assert best.evaluate(X, Y, verbose=0) == pytest.approx(trial.score)
 
 
+@pytest.mark.slow
 def test_hyperband_goes_on_with_moments_and_steps(tmp_path):
     space = AdamaxClippedSpace(learning_rate=(0.01, 0.1))
     tuner, hypermodel = search(

@@ -88,6 +88,7 @@ def test_results_belong_together(done):
     assert not [path for path in output.iterdir() if path.name[0] == "."]
 
 
+@pytest.mark.slow
 def test_the_study_can_be_opened_by_optuna(done):
     study = optuna.load_study(
         study_name="search", storage=f"sqlite:///{done.output / 'study.db'}"
@@ -247,6 +248,7 @@ def test_a_signal_puts_the_trial_back(tmp_path, done, interrupt):
         assert mine.score == pytest.approx(other.score, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_users_own_fit_is_searched(tmp_path):
     given = {
         "build_model": searched.OwnFit(),

@@ -45,6 +45,7 @@ def test_one_killed_worker_loses_nothing_and_proposes_the_same():
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_workers_that_are_killed_lose_nothing(postgresql_url):
     kill(
@@ -53,6 +54,7 @@ def test_two_workers_that_are_killed_lose_nothing(postgresql_url):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_workers_that_stall_lose_nothing():
     """Some for so long that another worker takes their trial."""

@@ -139,6 +139,7 @@ def test_processes_that_start_at_once_do_not_race_on_sqlite(tmp_path):
     check_one_study(sqlite(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repetition", range(3))
 def test_connections_that_start_at_once_do_not_race_on_sqlite(
     tmp_path, repetition

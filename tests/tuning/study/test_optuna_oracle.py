@@ -57,6 +57,7 @@ def make_stale(oracle, trial) -> None:
 # A whole search.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes"])
 def test_every_sampler_runs_max_trials_and_knows_its_best(tmp_path, sampler):
     if sampler == "gp":
@@ -379,6 +380,7 @@ def gone(*args):
     raise StorageError("gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["killed", "interrupted", "outage", "interrupted in an outage"]
 )
