@@ -1422,6 +1422,7 @@ class TestMissingState:
             model.load_weights(path)
         assert everything(model.optimizer) == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_built", [True, False])
     @pytest.mark.parametrize(
         ("name", "saved_as"),

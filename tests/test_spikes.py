@@ -581,6 +581,7 @@ class TestLast:
         "max_skipped_spikes": 99,
     }
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", support.EVERY_FIT_MODE)
     def test_the_five_of_the_largest_rates(self, mode):
         """Not those with the most elements above their bounds."""

@@ -397,6 +397,7 @@ def test_a_write_that_fails_leaves_the_rows_of_others(tmp_path, monkeypatch):
     assert [row[3] for row in read(path)] == [2, 1]
 
 
+@pytest.mark.slow
 def test_a_stall_disorders_no_rows(tmp_path):
     """The hooks of a batch's end run in threads on JAX and torch."""
     import time

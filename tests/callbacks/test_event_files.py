@@ -97,6 +97,7 @@ def test_series_are_grouped_by_layer(server):
         assert groups == {"model.first", "model.second", "all_weights", "logs"}
 
 
+@pytest.mark.slow
 def test_histograms_of_the_change(server, trained):
     _, _, watcher = trained
     tags = server.get("plugin/histograms/tags")["weight_delta"]

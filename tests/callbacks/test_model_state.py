@@ -211,6 +211,7 @@ def with_averages(kind):
     return adam
 
 
+@pytest.mark.slow
 def test_swapped_averages_are_resumed(tmp_path):
     def fit(callbacks):
         model = training.make_model(optimizer=with_averages("ours"))

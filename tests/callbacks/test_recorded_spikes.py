@@ -230,6 +230,7 @@ def run(folder, save_freq, stop, epochs=3):
     return one()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_resumed_has_the_same_records(tmp_path):
     whole = run(tmp_path / "whole", "epoch", None)
     resumed = run(tmp_path / "resumed", "epoch", (1, 5))
@@ -257,6 +258,7 @@ def test_a_run_that_was_resumed_has_the_same_records(tmp_path):
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_begun_again(tmp_path):
     """Spikes before the backup are of the batches that they were."""
     loggers = run(tmp_path / "resumed", 10, (1, 5))

@@ -198,6 +198,7 @@ class TestWhen:
             assert [m[2] for m in moments(logger)] == batches
             assert all(m[3] == 6 * m[1] + m[2] for m in moments(logger))
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         training.BACKEND == "torch", reason="Keras does not support it on torch"
     )

@@ -98,6 +98,7 @@ def train(callbacks, epochs=2):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update_freq", ["epoch", 4])
 @pytest.mark.parametrize("logger", [ClipRateLogger, WeightDeltaLogger])
 def test_the_records_are_those_of_fit(update_freq, logger):

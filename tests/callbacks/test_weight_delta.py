@@ -92,6 +92,7 @@ def test_the_copy_is_not_touched_by_the_steps(jit_compile, optimizer):
     check_against_saved_weights(logger, watcher.weights, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["adam", "adamw", "adamax", "rmsprop", "adafactor", "nadam"]
 )

@@ -86,6 +86,7 @@ def test_figures_have_a_command(page):
         assert name in FIGURES or "results/" in image, image
 
 
+@pytest.mark.slow
 def test_figures_are_drawn(tmp_path):
     done = subprocess.run(
         [

@@ -174,6 +174,7 @@ class TestOtherFormats:
         records.save(records.load(run_csv), tmp_path / "run.csv")
         return tmp_path / "run.csv"
 
+    @pytest.mark.slow
     def test_there_and_back(self, original, tmp_path, capsys):
         before = original.read_bytes()
         compact = tmp_path / "run.npz"
@@ -223,6 +224,7 @@ class TestComparison:
         assert call(capsys, *arguments) == (0, [])
         return seen[0]
 
+    @pytest.mark.slow
     def test_two_files(self, run_csv, tmp_path, capsys):
         other = write_csv(tmp_path / "other.csv", make_rows(seed=1))
         output = tmp_path / "both.png"

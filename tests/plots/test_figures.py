@@ -760,6 +760,7 @@ def test_without_matplotlib(monkeypatch, tmp_path):
         save_report(records, tmp_path / "report.png")
 
 
+@pytest.mark.slow
 def test_docstrings(tmp_path, monkeypatch):
     class Logger:
         records = records_of("small")

@@ -94,6 +94,7 @@ def test_all_trials_failed(folder, capsys):
     assert len(rows) == 1 + 5
 
 
+@pytest.mark.slow
 def test_interrupted(folder, capsys):
     arguments = ["--callbacks=models:interrupt_second", "--max-trials=2"]
     assert run("--space=models:SPACE", *arguments) == 130

@@ -97,6 +97,7 @@ def test_the_study_can_be_opened_by_optuna(done):
     assert len(study.trials) == 3
 
 
+@pytest.mark.slow
 def test_the_dashboard_opens_the_study(done):
     dashboard = pytest.importorskip("optuna_dashboard")
     app = dashboard.wsgi(f"sqlite:///{done.output / 'study.db'}")
@@ -228,6 +229,7 @@ def test_many_processes_create_one_record(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "interrupt",
     [
@@ -391,6 +393,7 @@ def test_failed_trials_are_recorded_and_are_no_result(tmp_path):
     assert not (tmp_path / "out" / "best.keras").exists()
 
 
+@pytest.mark.slow
 def test_a_read_only_database_is_one_line(tmp_path):
     path = tmp_path / "study.db"
     search(tmp_path / "out", storage=f"sqlite:///{path}", max_trials=1)

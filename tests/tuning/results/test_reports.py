@@ -123,6 +123,7 @@ def test_a_search_that_runs_is_not_disturbed(tmp_path, done, capsys):
     assert printed.err == ""
 
 
+@pytest.mark.slow
 def test_a_search_where_no_trial_completed(tmp_path, report):
     search(tmp_path / "out", callbacks_factory=searched.fail)
     code, printed = report(tmp_path / "out")

@@ -276,6 +276,7 @@ def test_after_a_kill_all_is_there_that_has_ended(tmp_path):
     assert loss == pytest.approx(result.best_trial.score, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_after_ctrl_c_all_is_there_that_has_ended(tmp_path):
     output = tmp_path / "out"
@@ -310,6 +311,7 @@ def test_a_kill_before_the_files_are_written_loses_no_model(tmp_path):
     assert_of_one_trial(output, result.best_trial)
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_place_of_each_file_is_a_warning(tmp_path):
     output = tmp_path / "out"
     search(output, max_trials=1)
@@ -328,6 +330,7 @@ def test_a_folder_in_the_place_of_each_file_is_a_warning(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "missing",
     [["importance"], pytest.param(FIGURES, marks=pytest.mark.slow)],

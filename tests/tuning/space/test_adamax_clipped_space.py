@@ -435,6 +435,7 @@ def test_a_schedule_survives_json():
     assert different != space
 
 
+@pytest.mark.slow
 @FAST
 @given(spaces(), st.integers(0, 2**32 - 1), st.booleans())
 def test_every_sample_makes_an_optimizer_that_survives_json(

@@ -149,6 +149,7 @@ def test_connections_that_start_at_once_do_not_race_on_sqlite(
     check_one_study(sqlite(tmp_path))
 
 
+@pytest.mark.slow
 def test_connections_that_start_at_once_do_not_race_on_postgresql(
     postgresql_url,
 ):

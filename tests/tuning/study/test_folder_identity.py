@@ -168,6 +168,7 @@ def test_a_search_goes_on_with_a_database_that_was_moved(tmp_path):
     assert more.trials[0].score == first.trials[0].score
 
 
+@pytest.mark.slow
 def test_a_copied_study_is_refused_in_the_folder_of_the_original(tmp_path):
     folder, storage = tmp_path / "project", url(tmp_path / "a.db")
     tune(folder, storage, study_name="one")
@@ -219,6 +220,7 @@ def test_another_folder_is_refused_and_stays_empty(tmp_path):
     assert len(more.trials) == 2
 
 
+@pytest.mark.slow
 def test_a_database_in_the_folder_is_there_before_the_record(tmp_path):
     storage = url(tmp_path / "out" / "own.db")
     with pytest.raises(ValueError, match="finite number of values"):
@@ -316,6 +318,7 @@ def test_a_tuner_of_one_study_in_another_folder(tmp_path, make_storage):
     tune(tmp_path / "project", make_storage("a"), trials=2)
 
 
+@pytest.mark.slow
 def test_a_tuner_goes_on_in_the_folder_of_run_search(tmp_path):
     output = tmp_path / "out"
     search(output)

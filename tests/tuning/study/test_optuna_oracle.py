@@ -222,6 +222,7 @@ def test_several_workers_propose_the_set_that_one_does(tmp_path, sampler):
     assert proposals(workers[0]) == proposals(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "gp", "grid"])
 @pytest.mark.parametrize("pruner", [None, "hyperband"])
 def test_a_killed_and_resumed_search_is_as_an_undisturbed_one(
@@ -337,6 +338,7 @@ def test_after_a_suspend_a_living_worker_is_not_taken_for_dead(
     assert here.create_trial("here").trial_id == "0000-retry1"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.path.isdir("/proc/self"), reason="nobody says when a process began"
 )

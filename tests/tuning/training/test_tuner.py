@@ -139,6 +139,7 @@ def test_another_tuner_loads_the_best_with_the_optimizers_state(tmp_path):
     assert hp.values == best.hyperparameters
 
 
+@pytest.mark.slow
 def test_results_summary(tmp_path, capsys):
     tuner = search(make_tuner(tmp_path))
     make_tuner(tmp_path).results_summary()
@@ -162,6 +163,7 @@ def test_weights_are_of_the_best_epoch_and_not_of_the_last(tmp_path):
     assert evaluate(tuner.get_best_models()[0]) == losses[0]
 
 
+@pytest.mark.slow
 def test_the_score_is_the_mean_of_executions_and_the_best_ones_is_kept(
     tmp_path,
 ):
@@ -339,6 +341,7 @@ def test_clip_rates_are_logged_where_there_are_any(tmp_path, optimizer):
 # Pruning.
 
 
+@pytest.mark.slow
 def test_the_pruner_is_asked_each_epoch(tmp_path):
     pruner = optuna.pruners.ThresholdPruner(upper=1e-9, n_warmup_steps=1)
     tuner = search(make_tuner(tmp_path, pruner=pruner), epochs=4)
@@ -543,6 +546,7 @@ class _EndsInVain(OptunaTuner):
         super().on_trial_end(trial)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [StorageError("gone"), KeyboardInterrupt()])
 def test_a_trial_that_cannot_be_recorded_is_put_back(tmp_path, error):
     def make():
