@@ -33,8 +33,8 @@ options.add_mode(PARSER)
 PARSER.add_argument(
     "--workloads",
     nargs="+",
-    choices=workloads.NAMES,
-    help="default: all; of memory: one and many",
+    choices=(*workloads.NAMES, workloads.LARGE),
+    help=f"default: all but {workloads.LARGE}; of memory: one and many",
 )
 PARSER.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
 PARSER.add_argument(

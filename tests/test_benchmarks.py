@@ -6,6 +6,8 @@ What they find out is no matter of tests: it depends on the machine.
 import importlib.util
 import itertools
 import math
+import pathlib
+import subprocess
 import sys
 
 import keras
@@ -371,3 +373,14 @@ def test_figure_of_wide_and_narrow_ratios(tmp_path):
     path = tmp_path / "new" / "figure.png"
     figure.draw_ratios(panels, "title", "times", path)
     assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("option", ["", "--fast"])
+def test_gpu_script_says_what_it_needs(option, tmp_path):
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
+    arguments = [str(tmp_path), option] if option else []
+    done = subprocess.run(
+        ["bash", str(script), *arguments], capture_output=True, text=True
+    )
+    assert done.returncode in (1, 2)
+    assert ("--suite or --quick" if option else "Usage") in done.stderr

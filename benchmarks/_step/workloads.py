@@ -119,13 +119,16 @@ _FULL: dict[str, tuple[str, Callable[[], tuple[Shape, ...]], int]] = {
     "gpt": ("the shapes of a small GPT", _gpt, 0),
 }
 NAMES = tuple(_FULL)
+# Not by default: a CPU needs minutes for it, and much memory.
+LARGE = "large"
+_FULL[LARGE] = ("one matrix of 100 million", lambda: ((10_000, 10_000),), 0)
 
 
 def make(name: str, quick: bool = False) -> Workload:
     """A workload by its name.
 
     Args:
-        name: One of `NAMES`.
+        name: One of `NAMES`, or `LARGE`.
         quick: Whether only to see that everything runs, on few small weights.
     """
     words, shapes, rows = _FULL[name]
