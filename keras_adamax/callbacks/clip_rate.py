@@ -76,15 +76,14 @@ class ClipRateLogger(Recorder):
     were left out in the epoch. The first record with one warns of it.
 
     With a spike gate (`spike_threshold`), they have `spikes`: how many steps it
-    has left out in the epoch. Each of the last 16 of them has rows of its own,
-    with the quantity `spike_rate`: the fraction of all elements that exceeded
-    their bound, and that of the up to five variables in which it was largest.
-    `batch` is the number of the batch in
-    its epoch, from 1 on, and `step` the updates before it. The optimizer
-    counts calls of `apply`, so that the batch is right where each batch is
-    one call. A `LossScaleOptimizer` makes none for a step that it withholds:
-    a spike after that is given an earlier batch, until the next record or
-    epoch.
+    has left out in the epoch. The first record with one warns of it. Each of
+    the last 16 of them has rows of its own, with the quantity `spike_rate`: the
+    fraction of all elements that exceeded their bound, and that of the up to
+    five variables in which it was largest. `batch` is the number of the batch
+    in its epoch, from 1 on, and `step` the updates before it. The optimizer
+    counts calls of `apply`, so that the batch is right where each batch is one
+    call. A `LossScaleOptimizer` makes none for a step that it withholds: a
+    spike after that is given an earlier batch, until the next record or epoch.
 
     Args:
         update_freq: `"epoch"` for a record at the end of each epoch, or an
