@@ -7,7 +7,8 @@ ones a launch each would take longer than their elements: they are joined, so
 that a step takes a dozen launches however many there are.
 
 The function is compiled once for all shapes (for each dtype, and each
-combination of its flags that occurs), and kept by torch's own cache on disk.
+combination of its flags that occurs; torch may make a kernel of its own for a
+few thousand elements), and kept by torch's own cache on disk.
 Where it cannot be compiled (Triton is missing, say), its operations are run
 one after the other, on pieces, so that temporaries stay small.
 """

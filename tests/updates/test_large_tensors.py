@@ -332,6 +332,7 @@ class TestTorch:
             clip_gradients=True,
             exclusions=None,
             clip_counts=optimizer.clip_counts,
+            measures=False,
             kept={},
         )
         return step, torch_tensors.Tensors(
