@@ -79,18 +79,25 @@ class LiveSettings(Fields):
             {'learning_rate': 0.25}
         """
         values = {}
+        if self._rate.schedule is None and not self._live.schedules:
+            return values
+        self._check_state_is_here()
         if self._rate.schedule is not None:
-            # Fails where `fit` holds the state.
-            self._backend.to_numpy(self._hyperparameters)
             rate = ops.convert_to_numpy(self._get_current_learning_rate())
             values["learning_rate"] = float(rate)
         for name in self._live.schedules:
-            values[name] = self._present_value(name)
+            values[name] = self._value_of_next_step(name)
         return values
 
     def _present_value(self, name: str) -> float:
-        # Fails where `fit` holds the state.
+        self._check_state_is_here()
+        return self._value_of_next_step(name)
+
+    def _check_state_is_here(self) -> None:
+        # Fails where `fit` holds it.
         self._backend.to_numpy(self._hyperparameters)
+
+    def _value_of_next_step(self, name: str) -> float:
         value = self._live.tensor(name, self.iterations, "float32")
         return float(ops.convert_to_numpy(value))
 
