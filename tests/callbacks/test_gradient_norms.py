@@ -226,21 +226,9 @@ def test_a_run_that_was_resumed_has_the_same_records(tmp_path):
 
 @pytest.mark.parametrize("kind", ["loss scale", "multi", "multi, one"])
 def test_optimizers_inside_of_others(kind):
-    def multi(**second):
-        return keras.optimizers.MultiOptimizer(
-            keras.optimizers.OptimizerMap(
-                make_optimizer(name="one"),
-                {".*second.*": AdamaxClipped(0.01, name="two", **second)},
-            )
-        )
-
-    optimizer = {
-        "loss scale": lambda: keras.optimizers.LossScaleOptimizer(
-            make_optimizer(), initial_scale=2.0
-        ),
-        "multi": lambda: multi(track_gradient_norms=True),
-        "multi, one": multi,
-    }[kind]()
+    optimizer = training.nested(
+        kind, make_optimizer, 2.0, track_gradient_norms=True
+    )
     model = training.make_model(optimizer=optimizer)
     logger = ClipRateLogger(2)
     history = training.fit(model, [logger])

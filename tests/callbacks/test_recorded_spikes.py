@@ -163,21 +163,7 @@ def test_one_vector_a_record(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["loss scale", "multi", "multi, one gate"])
 def test_optimizers_inside_of_others(kind):
-    def multi(**second):
-        return keras.optimizers.MultiOptimizer(
-            keras.optimizers.OptimizerMap(
-                make_optimizer(name="one"),
-                {".*second.*": AdamaxClipped(0.01, name="two", **second)},
-            )
-        )
-
-    optimizer = {
-        "loss scale": lambda: keras.optimizers.LossScaleOptimizer(
-            make_optimizer(), initial_scale=8.0
-        ),
-        "multi": lambda: multi(**GATE),
-        "multi, one gate": multi,
-    }[kind]()
+    optimizer = training.nested(kind, make_optimizer, 8.0, **GATE)
     model = training.make_model(optimizer=optimizer)
     logger = ClipRateLogger()
     history = fit(model, [logger], epochs=2)

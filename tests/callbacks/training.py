@@ -8,6 +8,8 @@ import sys
 import keras
 import numpy as np
 
+from keras_adamax import AdamaxClipped
+
 BACKEND = keras.backend.backend()
 # Compiled as a user's `fit` is, where that takes no time.
 COMPILE = {"jit_compile": BACKEND == "jax"}
@@ -39,6 +41,32 @@ def make_model(kind="dense", optimizer="adamax_clipped", **compile_arguments):
     arguments = COMPILE | {"loss": "mse"} | compile_arguments
     model.compile(optimizer, **arguments)
     return model
+
+
+def nested(kind, make_optimizer, initial_scale, **second):
+    """An optimizer with ours inside.
+
+    Args:
+        kind: "loss scale"; "multi", two of ours for two layers; anything else:
+            likewise, and the second has the defaults.
+        make_optimizer: Makes the first, or the only one.
+        initial_scale: Of the LossScaleOptimizer.
+        second: Arguments of the second.
+    """
+    if kind == "loss scale":
+        return keras.optimizers.LossScaleOptimizer(
+            make_optimizer(), initial_scale=initial_scale
+        )
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(
+            make_optimizer(name="one"),
+            {
+                ".*second.*": AdamaxClipped(
+                    0.01, name="two", **(second if kind == "multi" else {})
+                )
+            },
+        )
+    )
 
 
 def make_data(kind="dense", count=24):
