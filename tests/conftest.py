@@ -54,12 +54,11 @@ COMBINED_BY_NIGHT = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        places = [item.path, *item.path.parents]
-        if any(folder in places for folder in SLOW):
+        if _is_in(item, SLOW):
             item.add_marker(pytest.mark.slow)
         if (
-            item.get_closest_marker("slow") is not None
-            and any(place in places for place in HARDLY_BY_BACKEND)
+            _is_slow(item)
+            and _is_in(item, HARDLY_BY_BACKEND)
             and keras.backend.backend() != ONCE
         ):
             item.add_marker(pytest.mark.nightly)
@@ -79,20 +78,14 @@ def combinations(items: Iterable[pytest.Item]) -> list[pytest.Item]:
         if (
             isinstance(item, pytest.Function)
             and hasattr(item, "callspec")
-            and any(
-                p in COMBINED_BY_NIGHT for p in [item.path, *item.path.parents]
-            )
+            and _is_in(item, COMBINED_BY_NIGHT)
         ):
             by_function[item.parent, item.originalname].append(item)
     rest = []
     for its in by_function.values():
         tried: set[tuple[str, ...]] = set()
         for is_slow in (False, True):
-            left = [
-                item
-                for item in its
-                if (item.get_closest_marker("slow") is not None) == is_slow
-            ]
+            left = [item for item in its if _is_slow(item) == is_slow]
             while left:
                 item = max(left, key=lambda item: len(_values(item) - tried))
                 if not _values(item) - tried:
@@ -101,6 +94,14 @@ def combinations(items: Iterable[pytest.Item]) -> list[pytest.Item]:
                 left.remove(item)
             rest += left
     return rest
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
+def _is_in(item: pytest.Item, places: Iterable[Path]) -> bool:
+    return any(item.path.is_relative_to(place) for place in places)
 
 
 def _values(item: pytest.Function) -> set[tuple[str, ...]]:
