@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_adamax import _validation, records
-from keras_adamax.callbacks import _callback_list, _optimizers
+from keras_adamax.callbacks import _callback_list, _optimizers, _processes
 from keras_adamax.callbacks._batch_logs import BatchLogs
 from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._files import Files
@@ -92,6 +92,7 @@ class Recorder(keras.callbacks.Callback):
         self.on_record = on_record
         self._runs = Runs(type(self).__name__)
         self._files: Files | None = None
+        self._is_writer = True
         self._reset()
 
     def _reset(self) -> None:
@@ -231,9 +232,10 @@ class Recorder(keras.callbacks.Callback):
         self._counter = make_counter(self.params, model)
         if self._files is not None:
             self._files.close()
+        self._is_writer = _processes.is_first()
         self._files = Files(
-            self.filename,
-            self.log_dir,
+            self.filename if self._is_writer else None,
+            self.log_dir if self._is_writer else None,
             self.summary_keys[0],
             type(self).__name__,
         )
@@ -533,7 +535,7 @@ class Recorder(keras.callbacks.Callback):
         self._runs.records.append(block)
         if self._files is not None:
             self._files.write(block, measurement.histograms)
-        if self.on_record is not None:
+        if self.on_record is not None and self._is_writer:
             for key, value in zip(block.keys, block.values, strict=True):
                 name = "/".join(filter(None, key))
                 self.on_record(moment.step, name, value)

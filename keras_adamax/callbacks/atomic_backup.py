@@ -1,6 +1,7 @@
 """`AtomicBackup`: a stopped or killed `fit` goes on as if nothing happened."""
 
 import os
+import tempfile
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from keras import ops, saving
 
 from keras_adamax import _validation
-from keras_adamax.callbacks import _callback_list, _optimizers
+from keras_adamax.callbacks import _callback_list, _optimizers, _processes
 from keras_adamax.callbacks._backup import (
     averages,
     model_state,
@@ -61,6 +62,9 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     A callback of your own that puts other weights into the model when an
     epoch ends, and takes them out when the next one begins, must stand behind
     `AtomicBackup`. One that changes the weights for good must stand in front.
+
+    Where several processes train one model, give it to each of them, with a
+    `backup_dir` that they share. The first one writes, all restore.
 
     Where a backup cannot be written in the middle of a `fit`, because the disk
     is full, say, there is one warning and training goes on. The backups before
@@ -144,7 +148,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self.async_safe = save_freq == "epoch"
         self._reset()
 
-    def _reset(self) -> None:
+    def _reset(self, is_writer: bool = True) -> None:
+        self._is_writer = is_writer
         self._thread: int | None = None
         self._counter = make_counter(None, None)
         self._last_total = 0
@@ -158,7 +163,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._has_warned_of_removal = False
         self._has_given_up = False
         self._recorders: list[Recorder] = []
-        self._journals = Journals(self._folder)
+        self._journals = Journals(self._folder, is_writer)
 
     @property
     def _folder(self) -> Path:
@@ -168,7 +173,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Restores the newest backup that is intact, if there is one."""
-        self._reset()
+        self._reset(_processes.is_first())
         self._thread = threading.get_ident()
         model = self.model
         if not model.built:
@@ -196,8 +201,12 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             any(behind[: callbacks.index(swap)]) for swap in self._swaps
         ]
         self._counter = make_counter(self.params, model)
-        self._prepare_folder()
+        if self._is_writer:
+            self._prepare_folder()
+        # The `fit` before may have backups that are being removed.
+        _processes.gather()
         restored = self._read_newest()
+        self._check_processes(restored)
         if restored is None:
             self._journals.begin(self._recorders)
         else:
@@ -241,7 +250,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         """Deletes the backups, if they shall be."""
         self._restore_history()  # where no epoch was left to train
         self._end_restoring()
-        if self.delete_checkpoint:
+        if self.delete_checkpoint and self._is_writer:
             self._delete()
         self._recorders = []
         self._journals.forget_loggers()
@@ -313,7 +322,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             return
         try:
             self._write_generation(epoch, batch, logs)
-            self._warn_of_removal(self._generations.tidy())
+            if self._is_writer:
+                self._warn_of_removal(self._generations.tidy())
         except OSError as error:
             self._has_given_up = isinstance(error, weights_file.Hdf5Error)
             if self._has_warned and not self._has_given_up:
@@ -356,7 +366,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             OSError: If it cannot be written. The ones before are as they were.
         """
         model = self.model
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._is_writer:
+            self._folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             f"variable-{i}": ops.convert_to_numpy(v)
             for i, v in enumerate(model_state.unsaved_variables(model))
@@ -390,7 +401,12 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             weights_file.save(model, folder / _WEIGHTS)
             np.savez(folder / _ARRAYS, **arrays)
 
-        self._generations.write(content, write_files)
+        if self._is_writer:
+            self._generations.write(content, write_files)
+            return
+        # On JAX, saving makes variables, which all processes do together.
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(Path(folder))
 
     def _history_with(
         self, model: Any, logs: Mapping[str, Any] | None
@@ -437,7 +453,8 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 )
             for bad in [*ended, *(bad for bad, _ in damaged)]:
                 generations.discard(bad)
-            self._warn_of_removal(generations.tidy())
+            if self._is_writer:
+                self._warn_of_removal(generations.tidy())
             return path, state
         if ended:
             raise ValueError(
@@ -455,6 +472,21 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 + ". Remove the folder to begin anew."
             )
         return None
+
+    def _check_processes(self, restored: tuple[Path, Any] | None) -> None:
+        """Raises an error where processes would go on from other backups."""
+        total = -1 if restored is None else restored[1]["total"]
+        totals = _processes.gather(total)
+        if len(set(totals)) > 1:
+            found = ", ".join(
+                "none" if t < 0 else f"after {t} batches" for t in totals
+            )
+            raise ValueError(
+                "AtomicBackup: `backup_dir` must be a folder that all "
+                "processes of this training share. Received: "
+                f"{self._folder}, where they find other backups, in the order "
+                f"of the processes: {found}."
+            )
 
     def _restore(self, model: Any, path: Path, state: Any) -> None:
         with np.load(path / _ARRAYS) as file:

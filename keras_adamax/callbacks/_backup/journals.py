@@ -24,17 +24,20 @@ class Journals:
 
     Args:
         folder: That of the backups.
+        is_writer: Whether this process may change files.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, is_writer: bool):
         self._folder = folder
+        self._is_writer = is_writer
         self._written: dict[str, int] = {}
         self._recorders: dict[str, Recorder] = {}
 
     def begin(self, recorders: Sequence[Recorder]) -> None:
         """Begins anew: there is no generation to go on from."""
-        for path in self._paths():
-            path.unlink()
+        if self._is_writer:
+            for path in self._paths():
+                path.unlink()
         self._recorders = self._choose(recorders, {})
 
     def restore(
@@ -70,7 +73,9 @@ class Journals:
         states, arrays = {}, {}
         for name, recorder in self._recorders.items():
             state, kept = recorder.backup_state()
-            state["journal_size"] = self._append(name, recorder.record_blocks)
+            if self._is_writer:
+                blocks = recorder.record_blocks
+                state["journal_size"] = self._append(name, blocks)
             state["arrays"] = len(kept)
             arrays |= {f"{name}-{i}": a for i, a in enumerate(kept)}
             states[name] = state
@@ -119,7 +124,7 @@ class Journals:
                 stacklevel=2,
             )
             size = data.rfind(b"\n") + 1
-        if len(data) > size:
+        if len(data) > size and self._is_writer:
             os.truncate(path, size)
         return from_lines(data[:size].decode(), str(path))
 

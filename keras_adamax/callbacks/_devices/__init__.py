@@ -1,4 +1,7 @@
-"""How far weights moved, reduced where they are: one file for each backend."""
+"""What callbacks ask of the devices: one file for each backend.
+
+How far weights moved, reduced where they are; and which process this is.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
@@ -39,6 +42,14 @@ class Device(Protocol):
 
     def place_like(self, value: Tensor, other: Tensor) -> Tensor:
         """`value` on the devices of `other`."""
+        ...
+
+    def process_index(self) -> int:
+        """Which of the processes that train the model together this is."""
+        ...
+
+    def gather(self, number: int) -> list[int]:
+        """The numbers of all processes, once all have come here."""
         ...
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 Tensor = Any
 
@@ -67,3 +69,15 @@ def count_integers(values: Tensor, length: int) -> Tensor:
 def place_like(value: Tensor, other: Tensor) -> Tensor:
     """`value` on the devices of `other`."""
     return jax.device_put(value, other.sharding)
+
+
+def process_index() -> int:
+    """Which of the processes that train the model together this is."""
+    return jax.process_index()
+
+
+def gather(number: int) -> list[int]:
+    """The numbers of all processes, once all have come here."""
+    if jax.process_count() == 1:
+        return [number]
+    return multihost_utils.process_allgather(np.int32(number)).tolist()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import distributed
 
 Tensor = Any
 
@@ -47,3 +48,21 @@ def count_integers(values: Tensor, length: int) -> Tensor:
 def place_like(value: Tensor, other: Tensor) -> Tensor:
     """`value` on the device of `other`."""
     return value.to(other.device)
+
+
+def process_index() -> int:
+    """Which of the processes that train the model together this is."""
+    return distributed.get_rank() if _has_processes() else 0
+
+
+def gather(number: int) -> list[int]:
+    """The numbers of all processes, once all have come here."""
+    if not _has_processes():
+        return [number]
+    numbers: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(numbers, number)
+    return numbers
+
+
+def _has_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
