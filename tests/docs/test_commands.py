@@ -25,6 +25,7 @@ OTHERS = {
     "optuna-dashboard",
     "pyright",
     "ruff",
+    "torchrun",
     "set",
     "tensorboard",
     "twine",
