@@ -256,15 +256,17 @@ class ClipRateLogger(Recorder):
         clips = [o.clip_statistics() for o in optimizers]
         spikes = [o.spike_statistics() for o in optimizers]
         skipped = [o.skipped_steps() for o in optimizers]
-        self._gradients = [o.gradient_statistics() for o in optimizers]
+        gradients = [o.gradient_statistics() for o in optimizers]
         self._nonfinite = [o.nonfinite_gradients() for o in optimizers]
         self._of_epoch = _clip_counts.NOTHING._replace(
             clips=clips,
             spikes=spikes,
             skipped=skipped,
-            gradients=self._gradients,
+            gradients=gradients,
         )
-        self._snapshots, self._skipped = clips, skipped
+        # Copies: a window that is restored does not begin with the epoch.
+        self._snapshots, self._skipped = list(clips), list(skipped)
+        self._gradients = list(gradients)
         self._spikes = [
             SpikeWindow.of(gate, self._epoch, self._counter.done)
             for gate in spikes

@@ -157,6 +157,30 @@ class TestStopped:
         run.loggers = loggers
         assert_same(whole, run.outcome(history))
 
+    @pytest.mark.slow
+    def test_and_resumed_in_a_window_of_clip_rates(self, tmp_path):
+        """The epoch begins later than the window that was restored."""
+        histories = []
+        for name in ("whole", "stopped"):
+            run = Run(tmp_path / name)
+
+            def fit(*others, run=run):
+                run.scramble()
+                callbacks = [
+                    ClipRateLogger(4),
+                    AtomicBackup(run.folder),
+                    *others,
+                ]
+                history = training.fit(run.model, callbacks, epochs=EPOCHS)
+                return history.history["clip_rate"]
+
+            if name == "stopped":
+                with pytest.raises(KeyboardInterrupt):
+                    fit(training.Stop(1, 1))
+            histories.append(fit())
+        assert histories[0] == pytest.approx(histories[1], rel=1e-12)
+        assert len(set(histories[0])) > 1
+
     def test_when_nothing_was_left_to_train(self, whole, tmp_path):
         run = Run(tmp_path, delete_checkpoint=False)
         run.fit()
