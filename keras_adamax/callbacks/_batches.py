@@ -20,6 +20,8 @@ class BatchCounter:
         self._stride = stride
         self._before_epoch = total
         self.total = total
+        # The total when something was due last.
+        self.last_due = total
         # A thread's batches come in order; those of two threads may not.
         self._last_ended: dict[int, int] = {}
 
@@ -56,6 +58,14 @@ class BatchCounter:
             done = self._limit(max(self._last_ended.values(), default=-1) + 1)
         self.total = self._before_epoch + done
         return done
+
+    def is_due(self, every: int) -> bool:
+        """Whether a multiple of `every` batches has been passed since."""
+        return self.total // every > self.last_due // every
+
+    def note_due(self) -> None:
+        """What was due is done."""
+        self.last_due = self.total
 
     def may_cross(self, done: int, every: int) -> bool:
         """Whether a multiple of `every` could lie in the last execution."""

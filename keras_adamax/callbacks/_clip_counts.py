@@ -1,5 +1,6 @@
 """The totals of all optimizers and the step, in one transfer to the host."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,33 +22,39 @@ Tensor = Any
 
 
 class Totals(NamedTuple):
-    """What the optimizers have counted so far.
+    """What one `AdamaxClipped` has counted so far.
 
     Attributes:
-        step: The updates applied.
-        clips: A snapshot of each `AdamaxClipped`.
-        spikes: Likewise, of its spike gate.
-        diverged: Likewise, the paths of its variables whose infinity norm is
-            NaN, as it is once a gradient was NaN.
-        skipped: Likewise, how many steps `skip_nonfinite` has left out.
-        gradients: Likewise, a snapshot of how large its gradients were.
-        nonfinite: Likewise, its variables whose gradients were not finite.
+        clips: What it has clipped.
+        spikes: What its spike gate has done.
+        diverged: The paths of its variables whose infinity norm is NaN, as it
+            is once a gradient was NaN.
+        skipped: How many steps `skip_nonfinite` has left out.
+        gradients: How large its gradients were.
+        nonfinite: Its variables whose gradients were not finite.
     """
 
-    step: int
-    clips: list[ClipStatistics]
-    spikes: list[SpikeStatistics]
-    diverged: list[frozenset[str]]
-    skipped: list[int]
-    gradients: list[GradientStatistics]
-    nonfinite: list[dict[str, NonfiniteGradient]]
+    clips: ClipStatistics
+    spikes: SpikeStatistics
+    diverged: frozenset[str]
+    skipped: int
+    gradients: GradientStatistics
+    nonfinite: dict[str, NonfiniteGradient]
+
+    def at_begin(self) -> "Totals":
+        """What the same optimizer had counted before it was built."""
+        return Totals(
+            ClipStatistics({}, {}),
+            dataclasses.replace(self.spikes, spike_steps=0, calls=0),
+            frozenset(),
+            0,
+            GradientStatistics({}, {}, {}, {}, {}),
+            {},
+        )
 
 
-NOTHING = Totals(0, [], [], [], [], [], [])
-
-
-def read(optimizers: Sequence[Any]) -> Totals:
-    """Reads what the optimizers have counted so far.
+def read(optimizers: Sequence[Any]) -> tuple[int, list[Totals]]:
+    """Reads the updates applied, and what each optimizer has counted so far.
 
     Args:
         optimizers: The model's optimizers, their state up to date.
@@ -117,7 +124,12 @@ def read(optimizers: Sequence[Any]) -> Totals:
         for norms_of_one, its in zip(norms_of_each, clips, strict=True)
     ]
     step = unpack_step(next(parts))
-    return Totals(step, clips, gates, diverged, skips, measured, nonfinite)
+    return step, [
+        Totals(*its)
+        for its in zip(
+            clips, gates, diverged, skips, measured, nonfinite, strict=True
+        )
+    ]
 
 
 def _part(parts: Iterator[np.ndarray], like: Any) -> np.ndarray:
@@ -158,9 +170,8 @@ def rate(
 
 def grown(before: Sequence[int], now: Sequence[int]) -> float:
     """By how much totals have grown; NaN where a state was loaded."""
-    # Those that were not built before had counted nothing.
-    increase = sum(now) - sum(before)
-    return math.nan if increase < 0 else increase
+    increases = [n - b for n, b in zip(now, before, strict=True)]
+    return math.nan if min(increases, default=0) < 0 else sum(increases)
 
 
 def scheduled_values(optimizers: Sequence[AdamaxClipped]) -> dict[str, float]:

@@ -10,32 +10,22 @@ from keras_adamax.gradient_statistics import (
 
 
 def since(
-    now: GradientStatistics, before: GradientStatistics | None
+    now: GradientStatistics, before: GradientStatistics
 ) -> GradientStatistics | None:
     """What was added after `before`; `None` where that is not known.
 
     Args:
         now: The totals of an optimizer.
-        before: Earlier ones; `None`, or of no variables, of one that was not
-            built and had measured nothing.
+        before: Earlier ones; of no variables, of one that was not built and
+            had measured nothing.
     """
-    if before is None or not before.steps:
+    if not before.steps:
         return now
     try:
         return now.since(before)
     except ValueError:
         # Its state was loaded in between. The clip rates say so.
         return None
-
-
-def all_since(
-    now: Sequence[GradientStatistics], before: Sequence[GradientStatistics]
-) -> list[GradientStatistics | None]:
-    """What each optimizer has measured meanwhile."""
-    return [
-        since(its, before[i] if i < len(before) else None)
-        for i, its in enumerate(now)
-    ]
 
 
 def values(

@@ -2,7 +2,6 @@
 
 import math
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,20 +9,25 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_adamax import _validation, records
-from keras_adamax.callbacks import _callback_list, _optimizers, _processes
+from keras_adamax.callbacks import (
+    _arguments,
+    _callback_list,
+    _optimizers,
+    _processes,
+)
 from keras_adamax.callbacks._batch_logs import BatchLogs
 from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._files import Files
+from keras_adamax.callbacks._fit_thread import FitThread
 from keras_adamax.callbacks._measurement import (
-    QUANTITIES,
     SUMMARIES,
     Measurement,
     scalars_of,
 )
-from keras_adamax.callbacks._runs import Runs
+from keras_adamax.callbacks._record_keeper import RecordKeeper
+from keras_adamax.callbacks._record_writer import RecordWriter
 from keras_adamax.callbacks._window_means import WindowMeans
-from keras_adamax.records import Block, Key, Moment, Records
+from keras_adamax.records import Block, Moment
 
 
 class _Pending(NamedTuple):
@@ -33,7 +37,7 @@ class _Pending(NamedTuple):
     measurement: Measurement
 
 
-class Recorder(keras.callbacks.Callback):
+class Recorder(RecordKeeper):
     """Base class of the loggers.
 
     A record is made when the next batch begins, or the epoch ends. Keras calls
@@ -55,10 +59,6 @@ class Recorder(keras.callbacks.Callback):
     # that a running step may have given away.
     async_safe = True
 
-    summary_keys: tuple[str, ...] = ()
-    # All that the logger writes, beside the logs.
-    quantities: tuple[str, ...] = ()
-
     def __init__(
         self,
         update_freq: str | int = "epoch",
@@ -68,36 +68,19 @@ class Recorder(keras.callbacks.Callback):
         on_record: Callable[[int, str, float], Any] | None = None,
     ):
         super().__init__()
-        if update_freq != "epoch":
-            if isinstance(update_freq, str):
-                raise ValueError(
-                    '`update_freq` must be "epoch" or an integer >= 1, a '
-                    f"number of batches. Received: update_freq={update_freq!r}."
-                )
-            update_freq = _validation.check_integer(
-                "update_freq",
-                update_freq,
-                minimum=1,
-                alternatives=' or "epoch"',
-            )
-        self.update_freq = update_freq
-        self.log_dir = _check_path("log_dir", log_dir)
-        self.filename = _check_path("filename", filename)
-        self.batch_logs = _check_batch_logs(batch_logs, self._all_summaries())
-        if on_record is not None and not callable(on_record):
-            raise TypeError(
-                "`on_record` must be None or a function of three arguments: "
-                f"step, name and value. Received: on_record={on_record!r}."
-            )
-        self.on_record = on_record
-        self._runs = Runs(type(self).__name__)
-        self._files: Files | None = None
-        self._is_writer = True
+        self.update_freq = _arguments.check_freq("update_freq", update_freq)
+        self.log_dir = _arguments.check_optional_path("log_dir", log_dir)
+        self.filename = _arguments.check_optional_path("filename", filename)
+        self.batch_logs = _arguments.check_batch_logs(
+            batch_logs, self._all_summaries()
+        )
+        self.on_record = _arguments.check_on_record(on_record)
+        self._writer = RecordWriter(self._runs)
         self._reset()
 
     def _reset(self) -> None:
         """Forgets everything about the last `fit`, except for its records."""
-        self._thread: int | None = None
+        self._thread = FitThread(type(self).__name__, "logger")
         self._epoch = 0
         self._optimizers: list[Any] = []
         self._has_begun_training = False
@@ -106,13 +89,10 @@ class Recorder(keras.callbacks.Callback):
         self._restored: Mapping[str, Any] | None = None
         self._run_in_file: int | None = None
         self._counter = make_counter(None, None)
-        self._last_total = 0
         self._summary: dict[str, float] = {}
         self._pending: list[_Pending] = []
         self._batch_logs = BatchLogs()
         self._means = WindowMeans()
-        self._last_scalars: tuple[Moment | None, set[str]] = (None, set())
-        self._keys: dict[tuple, tuple[Key, ...]] = {}
         self._runs.begin_fit()
 
     # What a logger adds
@@ -151,67 +131,6 @@ class Recorder(keras.callbacks.Callback):
         """Measures from what `_window_state` gave."""
         raise NotImplementedError
 
-    # Records
-
-    @property
-    def records(self) -> dict[str, np.ndarray]:
-        """The records of all calls of `fit`, as columns of equal length.
-
-        `run`, `epoch`, `batch` (batches done in the epoch), `step` (updates
-        applied), `variable` (a path; empty for a value of all variables
-        together or a scalar of `logs`), `quantity` and `value`.
-        """
-        return self._runs.records.columns()
-
-    def save_records(self, filename: str | os.PathLike) -> None:
-        """Writes the records to a CSV file, which is replaced.
-
-        Args:
-            filename: The file.
-        """
-        records.save(self._runs.records.blocks, filename)
-
-    def load_records(self, filename: str | os.PathLike) -> None:
-        """Reads the records from a CSV file, in place of those in memory.
-
-        The next `fit` continues their numbering. What another logger has
-        written into the same file is left out.
-
-        Args:
-            filename: The file.
-
-        Raises:
-            ValueError: If it does not hold records.
-        """
-        self._runs.replace(Records(self._own_rows(records.load(filename))))
-
-    def _own_rows(self, blocks: Sequence[Block]) -> list[Block]:
-        """The rows that this logger would have made, of a file of several."""
-        others = set(QUANTITIES) - set(self.quantities)
-        own_moments = {
-            block.moment
-            for block in blocks
-            for key in block.keys
-            if key.quantity in self.quantities
-        }
-        result = []
-        for block in blocks:
-            if block.moment not in own_moments and not self._has_extra_logs():
-                continue
-            rows = [
-                (key, value)
-                for key, value in zip(block.keys, block.values, strict=True)
-                if key.quantity not in others
-            ]
-            if rows:
-                keys, values = zip(*rows, strict=True)
-                result.append(Block(block.moment, keys, values))
-        return result
-
-    def _has_extra_logs(self) -> bool:
-        # With records by batch, an epoch's logs stand at moments of their own.
-        return self.update_freq != "epoch"
-
     # Hooks
 
     def set_model(self, model: Any) -> None:
@@ -223,23 +142,25 @@ class Recorder(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks that records can be made and written."""
         self._reset()
-        self._thread = threading.get_ident()
+        self._thread.begin()
         self._has_begun_training = True
         model = self.model
         _callback_list.put_first(Recorder)
         self._optimizers = _optimizers.of_model(model)
         self._check_model()
         self._counter = make_counter(self.params, model)
-        if self._files is not None:
-            self._files.close()
-        self._is_writer = _processes.is_first()
-        self._files = Files(
-            self.filename if self._is_writer else None,
-            self.log_dir if self._is_writer else None,
+        self._writer.close()
+        is_first = _processes.is_first()
+        files = Files(
+            self.filename if is_first else None,
+            self.log_dir if is_first else None,
             self.summary_keys[0],
             type(self).__name__,
         )
-        tail = self._files.open()
+        self._writer = RecordWriter(
+            self._runs, files, self.on_record if is_first else None
+        )
+        tail = files.open()
         self._run_in_file = tail.run
         if tail.run is not None:
             self._runs.check_variables(
@@ -251,7 +172,7 @@ class Recorder(keras.callbacks.Callback):
         self, epoch: int, logs: Mapping[str, Any] | None = None
     ) -> None:
         """Begins a run, or continues one, in the first epoch."""
-        self._check_thread()
+        self._thread.check()
         self._epoch = epoch
         if not self._has_begun_run:
             self._begin_run(epoch)
@@ -265,14 +186,14 @@ class Recorder(keras.callbacks.Callback):
         """Records what the batches so far did, if that is due."""
         if self.update_freq == "epoch":
             if not self._has_window and batch > 0:
-                self._check_thread()
+                self._thread.check()
                 self._open_window()
             return
-        self._check_thread()
+        self._thread.check()
         done = self._counter.advance(batch)
         if self._pending:
             self._finish_pending()
-        if self._is_due():
+        if self._counter.is_due(int(self.update_freq)):
             self._pending.append(self._make_record(done))
             # Without an end in this thread, another one brings the logs.
             if not self._counter.has_ended_here:
@@ -299,23 +220,23 @@ class Recorder(keras.callbacks.Callback):
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         """Records the epoch, and adds the summary to its logs."""
-        self._check_thread()
+        self._thread.check()
         done = self._counter.advance()
         self._finish_pending(at_once=True)
         scalars = scalars_of(logs)
         if self.update_freq == "epoch":
-            self._write(self._make_record(done), scalars)
-        elif self._is_due():
+            self._writer.write(*self._make_record(done), scalars)
+        elif self._counter.is_due(int(self.update_freq)):
             record = self._make_record(done)
             means = self._means.end_window(done, scalars)
             of_epoch = self._means.end_epoch(done, scalars)
-            self._write(record, {**of_epoch, **means})
+            self._writer.write(*record, {**of_epoch, **means})
         else:
             between = self._measure_between().renamed(self._runs.renamed)
             self._means.learn_names(self._model, self.params)
             moment = Moment(self._runs.run, epoch, done, between.step)
             of_epoch = self._means.end_epoch(done, scalars)
-            self._write(_Pending(moment, between), of_epoch)
+            self._writer.write(moment, between, of_epoch)
         self._batch_logs.clear()
         if logs is not None:
             logs.update(dict.fromkeys(self.summary_keys, math.nan))
@@ -323,41 +244,26 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Writes what is left and closes the files."""
-        self._check_thread()
+        self._thread.check()
         if not self._has_begun_run and self._restored is not None:
             self._begin_run(0)  # it had been trained to the end
         self._finish_pending(at_once=True)
         self._end_windows()
         self._has_window = False
-        if self._files is not None:
-            self._files.close()
-        self._files = None
-
-    def _check_thread(self) -> None:
-        if self._thread is None:
-            raise RuntimeError(
-                f"{type(self).__name__} was called outside of `fit`: "
-                "`on_train_begin` must come first."
-            )
-        if threading.get_ident() != self._thread:
-            raise RuntimeError(
-                f"{type(self).__name__} was called in another thread than the "
-                "one that `fit` runs in, where the model's state may be in "
-                "use. Pass the logger in a list, `fit(..., callbacks="
-                "[logger])`, and call its hooks in one thread."
-            )
+        self._writer.close()
 
     def _begin_run(self, epoch: int) -> None:
         self._has_begun_run = True
-        assert self._files is not None
+        files = self._writer.files
+        assert files is not None
         if self._restored is not None:
-            self._continue_restored(self._restored, self._files)
+            self._continue_restored(self._restored, files)
             return
         step = self._runs.begin(
             self._model, epoch, self._run_in_file, self._read_step
         )
         if step > 0:
-            kept = self._files.keep(self._runs.happened(step), step)
+            kept = files.keep(self._runs.happened(step), step)
             self._runs.go_on_after(step, self._own_rows(kept))
 
     def _continue_restored(
@@ -372,7 +278,7 @@ class Recorder(keras.callbacks.Callback):
         self._counter = make_counter(
             self.params, self._model, total=state["total"]
         )
-        self._last_total = state["last_total"]
+        self._counter.last_due = state["last_total"]
         self._summary = dict(state["summary"])
         # Backups of earlier versions do not have it.
         self._means.restore(state.get("means", [{}, 0]))
@@ -388,12 +294,12 @@ class Recorder(keras.callbacks.Callback):
         """
         has_window = self._has_window and self.update_freq != "epoch"
         window, arrays = self._window_state() if has_window else (None, [])
-        files = self._files
+        files = self._writer.files
         return {
             "class": type(self).__name__,
             "run": self._runs.run,
             "total": self._counter.total,
-            "last_total": self._last_total,
+            "last_total": self._counter.last_due,
             "summary": dict(self._summary),
             "means": self._means.to_json(),
             **(files or Files(None, None, "", "")).backup_state(),
@@ -438,11 +344,6 @@ class Recorder(keras.callbacks.Callback):
         )
 
     @property
-    def record_blocks(self) -> Sequence[Block]:
-        """The records, by moment."""
-        return self._runs.records.blocks
-
-    @property
     def has_begun_training(self) -> bool:
         """Whether `on_train_begin` has been called in this `fit`."""
         return self._has_begun_training
@@ -472,12 +373,8 @@ class Recorder(keras.callbacks.Callback):
             self._restore_window(restored["window"], restored["arrays"])
         self._restored = None
 
-    def _is_due(self) -> bool:
-        every = int(self.update_freq)
-        return self._counter.total // every > self._last_total // every
-
     def _make_record(self, done: int) -> _Pending:
-        self._last_total = self._counter.total
+        self._counter.note_due()
         had_window = self._has_window
         self._open_window()
         measurement = self._measure(had_window)
@@ -500,64 +397,9 @@ class Recorder(keras.callbacks.Callback):
             scalars = scalars_of(logs)
             if logs is not None:
                 scalars = self._means.end_window(record.moment.batch, scalars)
-            self._write(record, scalars)
-
-    def _write(self, record: _Pending, scalars: Mapping[str, float]) -> None:
-        moment, measurement = record
-        for epoch, batch, earlier in measurement.earlier:
-            its = Moment(moment.run, epoch, batch, earlier.step)
-            self._write_block(its, earlier, {})
-        scalars = {**measurement.scheduled, **scalars}
-        last_moment, written = self._last_scalars
-        if last_moment == moment:
-            scalars = {k: v for k, v in scalars.items() if k not in written}
-        else:
-            written = set()
-        self._last_scalars = (moment, written | scalars.keys())
-        self._write_block(moment, measurement, scalars)
-
-    def _write_block(
-        self,
-        moment: Moment,
-        measurement: Measurement,
-        scalars: Mapping[str, float],
-    ) -> None:
-        keys = self._make_keys(
-            measurement.names,
-            tuple(measurement.values),
-            (*measurement.summary, *scalars),
-        )
-        if not keys:
-            return
-        values = [v for column in measurement.values.values() for v in column]
-        values += [*measurement.summary.values(), *scalars.values()]
-        block = Block(moment, keys, tuple(values))
-        self._runs.records.append(block)
-        if self._files is not None:
-            self._files.write(block, measurement.histograms)
-        if self.on_record is not None and self._is_writer:
-            for key, value in zip(block.keys, block.values, strict=True):
-                name = "/".join(filter(None, key))
-                self.on_record(moment.step, name, value)
-
-    def _make_keys(
-        self,
-        names: tuple[str, ...],
-        quantities: tuple[str, ...],
-        others: tuple[str, ...],
-    ) -> tuple[Key, ...]:
-        # The same object each time, which costs no memory and is quick to find.
-        parts = (names, quantities, others)
-        if parts not in self._keys:
-            keys = [Key(name, q) for q in quantities for name in names]
-            self._keys[parts] = tuple(keys + [Key("", q) for q in others])
-        return self._keys[parts]
+            self._writer.write(*record, scalars)
 
     # Serialization
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A `fit` that failed leaves its files open, which nothing can copy.
-        return {**self.__dict__, "_files": None}
 
     def get_config(self) -> dict[str, Any]:
         """The arguments; records are saved by `save_records`."""
@@ -597,32 +439,3 @@ class Recorder(keras.callbacks.Callback):
                 config["on_record"]
             )
         return cls(**config)
-
-
-def _check_path(name: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str | os.PathLike) or not str(os.fspath(value)):
-        raise TypeError(
-            f"`{name}` must be a path (a string, not empty, or a "
-            f"`pathlib.Path`) or None. Received: {name}={value!r}."
-        )
-    return str(os.fspath(value))
-
-
-def _check_batch_logs(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(value, bool):
-        return known if value else ()
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(
-            "`batch_logs` must be a bool or a list of some of "
-            f"{', '.join(known)}. Received: batch_logs={value!r} (of type "
-            f"{type(value).__name__})."
-        )
-    unknown = [name for name in value if name not in known]
-    if unknown:
-        raise ValueError(
-            "`batch_logs` must be a bool or a list of some of "
-            f"{', '.join(known)}. Received: batch_logs={list(value)!r}."
-        )
-    return tuple(value)

@@ -27,30 +27,22 @@ class SpikeWindow:
     """What one optimizer has left out since the last record.
 
     Attributes:
-        recorded: Its spikes until the last record.
         written: Its spikes until the last row that was written for one.
         origins: To count batches from. There are two where a `fit` was
             resumed: batches of before are counted from the first.
     """
 
-    recorded: int
     written: int
     origins: list[Origin]
 
     @classmethod
     def of(cls, now: SpikeStatistics, epoch: int, batch: int) -> "SpikeWindow":
         """A window that begins now."""
-        total = now.spike_steps
-        return cls(total, total, [Origin(now.calls, epoch, batch)])
+        return cls(now.spike_steps, [Origin(now.calls, epoch, batch)])
 
     def begin_epoch(self, epoch: int) -> None:
         """The calls since are those of another epoch."""
         self.origins[-1] = Origin(self.origins[-1].calls, epoch, 0)
-
-    def count(self, now: SpikeStatistics) -> int:
-        """The spikes since the last call."""
-        before, self.recorded = self.recorded, now.spike_steps
-        return now.spike_steps - before
 
     def find(
         self, now: SpikeStatistics, epoch: int, batch: int
@@ -80,7 +72,7 @@ class SpikeWindow:
 
     def to_json(self) -> list[Any]:
         """What `from_json` makes a window of, with later origins."""
-        return [self.recorded, self.written, self.origins]
+        return [self.written, self.origins]
 
     @classmethod
     def from_json(
@@ -92,10 +84,8 @@ class SpikeWindow:
             state: What `to_json` gave.
             later: The window that begins when the `fit` is resumed.
         """
-        recorded, written, origins = state
-        return cls(
-            recorded, written, [*(Origin(*o) for o in origins), *later.origins]
-        )
+        written, origins = state
+        return cls(written, [*(Origin(*o) for o in origins), *later.origins])
 
 
 def measurement_of(step: int, spikes: Sequence[Spike]) -> Measurement:

@@ -2,9 +2,8 @@
 
 import os
 import tempfile
-import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,23 @@ import numpy as np
 from keras import ops, saving
 
 from keras_adamax import _validation
-from keras_adamax.callbacks import _callback_list, _optimizers, _processes
+from keras_adamax.callbacks import (
+    _arguments,
+    _callback_list,
+    _optimizers,
+    _processes,
+)
 from keras_adamax.callbacks._backup import (
     averages,
     model_state,
+    newest,
     weights_file,
 )
-from keras_adamax.callbacks._backup.generations import Damaged, Generations
+from keras_adamax.callbacks._backup.failures import Failures
+from keras_adamax.callbacks._backup.generations import Generations
 from keras_adamax.callbacks._backup.journals import Journals
 from keras_adamax.callbacks._batches import make_counter
+from keras_adamax.callbacks._fit_thread import FitThread
 from keras_adamax.callbacks._recorder import Recorder
 
 _WEIGHTS = "model.weights.h5"
@@ -119,25 +126,9 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         *,
         delete_checkpoint: bool = True,
     ):
-        if not isinstance(backup_dir, str | os.PathLike) or not str(
-            os.fspath(backup_dir)
-        ):
-            raise TypeError(
-                "`backup_dir` must be a path (a string, not empty, or a "
-                f"`pathlib.Path`). Received: backup_dir={backup_dir!r}."
-            )
-        if save_freq != "epoch":
-            if isinstance(save_freq, str):
-                raise ValueError(
-                    '`save_freq` must be "epoch" or an integer >= 1, a number '
-                    f"of batches. Received: save_freq={save_freq!r}."
-                )
-            save_freq = _validation.check_integer(
-                "save_freq", save_freq, minimum=1, alternatives=' or "epoch"'
-            )
         super().__init__(
-            str(os.fspath(backup_dir)),
-            save_freq=save_freq,
+            _arguments.check_path("backup_dir", backup_dir),
+            save_freq=_arguments.check_freq("save_freq", save_freq),
             double_checkpoint=True,
             delete_checkpoint=_validation.check_bool(
                 "delete_checkpoint", delete_checkpoint
@@ -145,23 +136,20 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         )
         # See `Recorder`. With a number of batches, the logs of a batch must be
         # there when its state is saved.
-        self.async_safe = save_freq == "epoch"
+        self.async_safe = self.save_freq == "epoch"
         self._reset()
 
     def _reset(self, is_writer: bool = True) -> None:
         self._is_writer = is_writer
-        self._thread: int | None = None
+        self._thread = FitThread("AtomicBackup", "backup")
         self._counter = make_counter(None, None)
-        self._last_total = 0
         self._epoch = 0
         self._history: dict[str, Any] | None = None
         self._generations = Generations(self._folder)
         self._swaps: list[Any] = []
         self._are_behind: list[bool] = []
         self._restored_epoch: int | None = None
-        self._has_warned = False
-        self._has_warned_of_removal = False
-        self._has_given_up = False
+        self._failures = Failures(self._folder)
         self._recorders: list[Recorder] = []
         self._journals = Journals(self._folder, is_writer)
 
@@ -174,7 +162,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Restores the newest backup that is intact, if there is one."""
         self._reset(_processes.is_first())
-        self._thread = threading.get_ident()
+        self._thread.begin()
         model = self.model
         if not model.built:
             raise ValueError(
@@ -202,15 +190,18 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         ]
         self._counter = make_counter(self.params, model)
         if self._is_writer:
-            self._prepare_folder()
+            newest.check_writable(self._generations)
         # The `fit` before may have backups that are being removed.
         _processes.gather()
-        restored = self._read_newest()
-        self._check_processes(restored)
+        epochs = (self.params or {}).get("epochs", 0)
+        restored = newest.read(self._generations, epochs)
+        newest.check_shared(self._folder, restored)
         if restored is None:
             self._journals.begin(self._recorders)
-        else:
-            self._restore(model, *restored)
+            return
+        if self._is_writer:
+            self._failures.of_removal(self._generations.tidy())
+        self._restore(model, *restored)
 
     def on_epoch_begin(
         self, epoch: int, logs: Mapping[str, Any] | None = None
@@ -226,9 +217,9 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     ) -> None:
         """Backs up the batches so far, if that is due."""
         if self.save_freq != "epoch":
-            self._check_thread()
+            self._thread.check()
             self._counter.advance(batch)
-            if self._is_due():
+            if self._counter.is_due(int(self.save_freq)):
                 self._save(self._epoch, batch, None)
 
     def on_train_batch_end(
@@ -241,9 +232,11 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self, epoch: int, logs: Mapping[str, Any] | None = None
     ) -> None:
         """Backs up the epoch, if that is due."""
-        self._check_thread()
+        self._thread.check()
         self._counter.advance()
-        if self.save_freq == "epoch" or self._is_due():
+        if self.save_freq == "epoch" or self._counter.is_due(
+            int(self.save_freq)
+        ):
             self._save(epoch + 1, 0, logs or {})
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -254,15 +247,6 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             self._delete()
         self._recorders = []
         self._journals.forget_loggers()
-
-    def _check_thread(self) -> None:
-        if threading.get_ident() != self._thread:
-            raise RuntimeError(
-                "AtomicBackup was called in another thread than the one that "
-                "`fit` runs in, where the model's state may be in use. Pass "
-                "it in a list, `fit(..., callbacks=[backup])`, and call its "
-                "hooks in one thread."
-            )
 
     def _end_restoring(self, epoch: int | None = None) -> None:
         """Checks that `fit` goes on where the backup ends.
@@ -284,28 +268,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 "`backup_dir`, or remove that one."
             )
 
-    def _is_due(self) -> bool:
-        every = int(self.save_freq)
-        return self._counter.total // every > self._last_total // every
-
     # Saving
-
-    def _prepare_folder(self) -> None:
-        """Makes sure that backups can be written, before anything is trained.
-
-        Raises:
-            OSError: If they cannot.
-        """
-        try:
-            self._generations.check_writable()
-        except OSError as error:
-            raise type(error)(
-                error.errno,
-                "AtomicBackup cannot write its backups there: "
-                f"{error.strerror}. Free or change the place, or give another "
-                "`backup_dir`",
-                str(self._folder),
-            ) from error
 
     def _save(
         self, epoch: int, batch: int, logs: Mapping[str, Any] | None
@@ -317,40 +280,15 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             batch: See there.
             logs: See there.
         """
-        self._last_total = self._counter.total
-        if self._has_given_up:
+        self._counter.note_due()
+        if self._failures.has_given_up:
             return
         try:
             self._write_generation(epoch, batch, logs)
             if self._is_writer:
-                self._warn_of_removal(self._generations.tidy())
+                self._failures.of_removal(self._generations.tidy())
         except OSError as error:
-            self._has_given_up = isinstance(error, weights_file.Hdf5Error)
-            if self._has_warned and not self._has_given_up:
-                return
-            self._has_warned = True
-            then = "it tries again when the next is due"
-            if self._has_given_up:
-                then = "no more are made in this `fit`: HDF5 might crash"
-            # h5py's own words are some lines.
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            warnings.warn(
-                f"AtomicBackup cannot write a backup to {self._folder} (epoch "
-                f"{self._epoch + 1}): {reason}. Training goes on. The backups "
-                f"before are kept, and {then}.",
-                stacklevel=2,
-            )
-
-    def _warn_of_removal(self, failures: Sequence[str]) -> None:
-        if not failures or self._has_warned_of_removal:
-            return
-        self._has_warned_of_removal = True
-        warnings.warn(
-            f"AtomicBackup cannot remove an old backup, {failures[0]}. The "
-            "new backups are written, and count. It tries again with each. "
-            "Until it can, old ones take up room.",
-            stacklevel=3,
-        )
+            self._failures.of_writing(error, self._epoch)
 
     def _write_generation(
         self, epoch: int, batch: int, logs: Mapping[str, Any] | None
@@ -423,71 +361,6 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
 
     # Restoring
 
-    def _read_newest(self) -> tuple[Path, Any] | None:
-        generations = self._generations
-        damaged, ended = [], []
-        for path in generations.paths():
-            try:
-                state = generations.read(path)
-            except Damaged as error:
-                damaged.append((path, error))
-                continue
-            except OSError as error:
-                raise type(error)(
-                    error.errno,
-                    f"AtomicBackup cannot read a backup: {error.strerror}. It "
-                    "may be intact and is kept. Make it readable, or remove "
-                    "it to go on from the one before",
-                    error.filename or str(path),
-                ) from error
-            epochs = (self.params or {}).get("epochs", 0)
-            if state.get("has_only_averages") and state["epoch"] < epochs:
-                ended.append(path)
-                continue
-            for bad, error in damaged:
-                warnings.warn(
-                    f"AtomicBackup: the newest backup, {bad}, is damaged "
-                    f"({error}). The one before is used, of epoch "
-                    f"{state['epoch']}.",
-                    stacklevel=2,
-                )
-            for bad in [*ended, *(bad for bad, _ in damaged)]:
-                generations.discard(bad)
-            if self._is_writer:
-                self._warn_of_removal(generations.tidy())
-            return path, state
-        if ended:
-            raise ValueError(
-                f"AtomicBackup: the backup {ended[0]} is of the end of a "
-                "`fit` with SwapEMAWeights in front of AtomicBackup: it has "
-                "the averages and not the weights that training goes on "
-                f"with. Received: {self.params['epochs']} epochs, more than "
-                "that had. Remove the folder to begin anew, and put "
-                "AtomicBackup in front of SwapEMAWeights to add epochs later."
-            )
-        if damaged:
-            raise RuntimeError(
-                f"AtomicBackup: all backups in {self._folder} are damaged: "
-                + "; ".join(f"{p.name} ({error})" for p, error in damaged)
-                + ". Remove the folder to begin anew."
-            )
-        return None
-
-    def _check_processes(self, restored: tuple[Path, Any] | None) -> None:
-        """Raises an error where processes would go on from other backups."""
-        total = -1 if restored is None else restored[1]["total"]
-        totals = _processes.gather(total)
-        if len(set(totals)) > 1:
-            found = ", ".join(
-                "none" if t < 0 else f"after {t} batches" for t in totals
-            )
-            raise ValueError(
-                "AtomicBackup: `backup_dir` must be a folder that all "
-                "processes of this training share. Received: "
-                f"{self._folder}, where they find other backups, in the order "
-                f"of the processes: {found}."
-            )
-
     def _restore(self, model: Any, path: Path, state: Any) -> None:
         with np.load(path / _ARRAYS) as file:
             arrays = dict(file)
@@ -498,7 +371,14 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             # Backups of earlier versions do not say what they are of.
             model.optimizer.build(model.trainable_variables)
         try:
-            self._assign(model, path, state, arrays)
+            flags = state.get("averages_in_model")
+            if flags is None and state["batch"] == 0:
+                # Backups of earlier versions do not say it: the order does.
+                flags = [not is_behind for is_behind in self._are_behind]
+            model_state.restore(model, path / _WEIGHTS, state, arrays)
+            averages.finish_swaps(
+                model, self.params, state["epoch"], flags or ()
+            )
         except Exception as error:
             raise ValueError(
                 f"AtomicBackup cannot restore the backup {path}: {error} The "
@@ -507,39 +387,10 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
             ) from error
         model._initial_epoch = self._restored_epoch = state["epoch"]
         self._counter = make_counter(self.params, model, state["total"])
-        self._last_total = state["total"]
         self._history = state["history"]
         self._journals.restore(
             self._recorders, state["loggers"], arrays, state["step"]
         )
-
-    def _assign(
-        self, model: Any, path: Path, state: Any, arrays: Mapping[str, Any]
-    ) -> None:
-        model.load_weights(path / _WEIGHTS)
-        description = state.get("model")
-        if description is not None:
-            model_state.check_updates(model, description, str(path))
-        step = int(
-            ops.convert_to_numpy(
-                _optimizers.updates(_optimizers.of_model(model))
-            )
-        )
-        if step != state["step"]:
-            raise ValueError(
-                "the state of the optimizer does not fit the backup, which "
-                f"was made after {state['step']} updates. Received: an "
-                f"optimizer that has {step} after it was restored. If the "
-                "model has several, build each before `fit`: "
-                "`model.d_optimizer.build(variables)`."
-            )
-        for i, variable in enumerate(model_state.unsaved_variables(model)):
-            variable.assign(arrays[f"variable-{i}"])
-        flags = state.get("averages_in_model")
-        if flags is None and state["batch"] == 0:
-            # Backups of earlier versions do not say it: the order does.
-            flags = [not is_behind for is_behind in self._are_behind]
-        averages.finish_swaps(model, self.params, state["epoch"], flags or ())
 
     def _restore_history(self) -> None:
         if self._history is None:
@@ -566,7 +417,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
                 stacklevel=2,
             )
         else:
-            self._warn_of_removal(failures)
+            self._failures.of_removal(failures)
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
 

@@ -1,6 +1,5 @@
 """`ClipRateLogger`: how often gradients are clipped, and how large they are."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +11,18 @@ from keras import saving
 from keras_adamax.adamax_clipped import AdamaxClipped
 from keras_adamax.callbacks import (
     _clip_counts,
+    _clip_windows,
     _gradient_windows,
     _optimizers,
     _spike_windows,
 )
+from keras_adamax.callbacks._clip_counts import Totals
+from keras_adamax.callbacks._clip_windows import ClipWindow
 from keras_adamax.callbacks._first_warnings import FirstWarnings
 from keras_adamax.callbacks._measurement import Measurement
 from keras_adamax.callbacks._recorder import Recorder
-from keras_adamax.callbacks._spike_windows import SpikeWindow
 from keras_adamax.clip_statistics import ClipStatistics
-from keras_adamax.gradient_statistics import (
-    GradientStatistics,
-    NonfiniteGradient,
-)
-from keras_adamax.spike_rule import Spike, SpikeStatistics
+from keras_adamax.spike_rule import Spike
 
 
 @saving.register_keras_serializable("keras_adamax")
@@ -200,13 +197,10 @@ class ClipRateLogger(Recorder):
     def _reset(self) -> None:
         super()._reset()
         self.summary_keys = type(self).summary_keys
-        self._snapshots: list[ClipStatistics] = []
-        self._spikes: list[SpikeWindow] = []
-        self._skipped: list[int] = []
+        self._windows: list[ClipWindow] = []
         # At the begin of the epoch, and when they were read last.
-        self._of_epoch = self._latest = _clip_counts.NOTHING
-        self._gradients: list[GradientStatistics] = []
-        self._nonfinite: list[dict[str, NonfiniteGradient]] = []
+        self._of_epoch: list[Totals] = []
+        self._latest: list[Totals] = []
         self._warnings = FirstWarnings()
 
     def _ours(self) -> list[AdamaxClipped]:
@@ -226,8 +220,8 @@ class ClipRateLogger(Recorder):
     ) -> None:
         """Begins a run, or continues one, in the first epoch."""
         super().on_epoch_begin(epoch, logs)
-        for window in self._spikes:
-            window.begin_epoch(epoch)
+        for window in self._windows:
+            window.spikes.begin_epoch(epoch)
 
     def _check_model(self) -> None:
         optimizers = self._ours()
@@ -252,72 +246,45 @@ class ClipRateLogger(Recorder):
                 )
 
     def _begin_window(self) -> bool:
-        optimizers = self._ours()
-        clips = [o.clip_statistics() for o in optimizers]
-        spikes = [o.spike_statistics() for o in optimizers]
-        skipped = [o.skipped_steps() for o in optimizers]
-        gradients = [o.gradient_statistics() for o in optimizers]
-        self._nonfinite = [o.nonfinite_gradients() for o in optimizers]
-        self._of_epoch = _clip_counts.NOTHING._replace(
-            clips=clips,
-            spikes=spikes,
-            skipped=skipped,
-            gradients=gradients,
-        )
-        # Copies: a window that is restored does not begin with the epoch.
-        self._snapshots, self._skipped = list(clips), list(skipped)
-        self._gradients = list(gradients)
-        self._spikes = [
-            SpikeWindow.of(gate, self._epoch, self._counter.done)
-            for gate in spikes
+        self._ours()
+        self._read()
+        self._of_epoch = self._latest
+        self._windows = [
+            ClipWindow.of(its, self._epoch, self._counter.done)
+            for its in self._latest
         ]
         return True
+
+    def _read(self) -> int:
+        """Reads the totals; returns the updates applied."""
+        step, self._latest = _clip_counts.read(self._optimizers)
+        # Those that were not built when the window began.
+        for its in self._latest[len(self._windows) :]:
+            self._windows.append(ClipWindow.of(its.at_begin(), self._epoch, 0))
+        return step
 
     def _measure(self, has_window: bool) -> Measurement:
         del has_window  # an optimizer that was not built had counted nothing
         optimizers = self._ours()
         if not optimizers:
             self._check_model()
-        before = self._snapshots
-        self._latest = _clip_counts.read(self._optimizers)
-        step, self._snapshots, gates, diverged, skipped, *_ = self._latest
-        names: list[str] = []
-        rates: list[float] = []
-        earlier = self._find_spikes(step, gates)
-        spikes = [
-            window.count(gate)
-            for window, gate in zip(self._spikes, gates, strict=True)
-        ]
-        all_elapsed = self._all_since(self._snapshots, before)
-        for optimizer, now, elapsed, nan in zip(
-            optimizers, self._snapshots, all_elapsed, diverged, strict=True
-        ):
-            names += now.counted
-            if elapsed is None:
-                rates += [math.nan] * len(now.counted)
-            elif optimizer.clip_gradients:
-                rates += [
-                    math.nan if path in nan else rate
-                    for path, rate in elapsed.rates().items()
-                ]
-                self._warnings.of_target(optimizer, elapsed.rate())
-            else:
-                rates += [0.0] * len(elapsed.counted)
-        summary = {
-            "clip_rate": _clip_counts.rate(optimizers, all_elapsed, diverged)
-        }
-        values = {"clip_rate": rates}
+        step = self._read()
+        now, before = self._latest, [window.last for window in self._windows]
+        earlier = self._find_spikes(step)
+        clips = self._clips_since(before)
+        summary = _clip_windows.summary(
+            self.summary_keys, optimizers, now, before, clips
+        )
+        values = {"clip_rate": self._rates(optimizers, clips)}
         if "gradient_norm" in self.summary_keys:
-            values |= self._measure_gradients(summary)
+            values |= self._measure_gradients(optimizers, before)
         if "spikes" in self.summary_keys:
-            # A total that has become smaller is of a state that was loaded.
-            summary["spikes"] = math.nan if min(spikes) < 0 else sum(spikes)
             self._warnings.of_spikes(earlier, summary["spikes"])
         if "skipped_steps" in self.summary_keys:
-            number = _clip_counts.grown(self._skipped, skipped)
-            summary["skipped_steps"] = number
-            self._warnings.of_skips(number, self._epoch)
-        self._skipped = skipped
+            self._warnings.of_skips(summary["skipped_steps"], self._epoch)
+        for window, its in zip(self._windows, now, strict=True):
+            window.last = its
+        names = [name for its in now for name in its.clips.counted]
         return Measurement(
             step,
             tuple(_optimizers.unique_names(names)),
@@ -327,22 +294,44 @@ class ClipRateLogger(Recorder):
             scheduled=_clip_counts.scheduled_values(optimizers),
         )
 
+    def _rates(
+        self,
+        optimizers: Sequence[AdamaxClipped],
+        all_clips: Sequence[ClipStatistics | None],
+    ) -> list[float]:
+        """The clip rate of each variable; warns of a target out of reach."""
+        rates: list[float] = []
+        for optimizer, now, clips in zip(
+            optimizers, self._latest, all_clips, strict=True
+        ):
+            if clips is None:
+                rates += [math.nan] * len(now.clips.counted)
+            elif optimizer.clip_gradients:
+                rates += [
+                    math.nan if path in now.diverged else rate
+                    for path, rate in clips.rates().items()
+                ]
+                self._warnings.of_target(optimizer, clips.rate())
+            else:
+                rates += [0.0] * len(clips.counted)
+        return rates
+
     def _measure_gradients(
-        self, summary: dict[str, float]
+        self, optimizers: Sequence[AdamaxClipped], before: Sequence[Totals]
     ) -> dict[str, list[float]]:
-        """Quantity to one value per variable; adds to the summary."""
-        before, not_finite = self._gradients, self._nonfinite
-        self._gradients = self._latest.gradients
-        self._nonfinite = self._latest.nonfinite
-        elapsed = _gradient_windows.all_since(self._gradients, before)
-        summary["gradient_norm"] = _gradient_windows.norm(elapsed)
-        names = [list(clips.counted) for clips in self._latest.clips]
-        values = _gradient_windows.values(names, elapsed)
+        """Quantity to one value per variable; warns of those not finite."""
+        now = self._latest
+        names = [list(its.clips.counted) for its in now]
+        values = _gradient_windows.values(
+            names,
+            [
+                _gradient_windows.since(its.gradients, then.gradients)
+                for its, then in zip(now, before, strict=True)
+            ],
+        )
         found = [
-            _gradient_windows.nonfinite_elements(
-                now, not_finite[i] if i < len(not_finite) else {}
-            )
-            for i, now in enumerate(self._nonfinite)
+            _gradient_windows.nonfinite_elements(its.nonfinite, then.nonfinite)
+            for its, then in zip(now, before, strict=True)
         ]
         if any(found):
             values["nonfinite_elements"] = [
@@ -350,75 +339,49 @@ class ClipRateLogger(Recorder):
                 for its, paths in zip(found, names, strict=True)
                 for path in paths
             ]
-            ours = _optimizers.ours(self._optimizers)
-            are_skipped = [optimizer.skip_nonfinite for optimizer in ours]
             self._warnings.of_nonfinite(
-                list(zip(self._nonfinite, found, are_skipped, strict=True)),
+                [
+                    (its.nonfinite, elements, optimizer.skip_nonfinite)
+                    for its, elements, optimizer in zip(
+                        now, found, optimizers, strict=True
+                    )
+                ],
                 self._epoch,
             )
         return values
 
     def _epoch_summary(self) -> dict[str, float]:
-        begin, self._of_epoch = self._of_epoch, self._latest
+        now, begin = self._latest, self._of_epoch
+        self._of_epoch = now
         if self.update_freq == "epoch":
             return super()._epoch_summary()
-        optimizers = _optimizers.ours(self._optimizers)
-        elapsed = self._all_since(self._latest.clips, begin.clips)
-        summary = {
-            "clip_rate": _clip_counts.rate(
-                optimizers, elapsed, self._latest.diverged
-            )
-        }
-        if "gradient_norm" in self.summary_keys:
-            summary["gradient_norm"] = _gradient_windows.norm(
-                _gradient_windows.all_since(
-                    self._latest.gradients, begin.gradients
-                )
-            )
-        if "spikes" in self.summary_keys:
-            summary["spikes"] = _clip_counts.grown(
-                [gate.spike_steps for gate in begin.spikes],
-                [gate.spike_steps for gate in self._latest.spikes],
-            )
-        if "skipped_steps" in self.summary_keys:
-            summary["skipped_steps"] = _clip_counts.grown(
-                begin.skipped, self._latest.skipped
-            )
-        return summary
+        before = [*begin, *(its.at_begin() for its in now[len(begin) :])]
+        return _clip_windows.summary(
+            self.summary_keys,
+            _optimizers.ours(self._optimizers),
+            now,
+            before,
+            self._clips_since(before),
+        )
 
     def _measure_between(self) -> Measurement:
         self._ours()
-        self._latest = _clip_counts.read(self._optimizers)
-        step, snapshots, gates, *_ = self._latest
-        # Optimizers that were not built when the window began.
-        for _ in snapshots[len(self._snapshots) :]:
-            self._snapshots.append(ClipStatistics({}, {}))
-            self._skipped.append(0)
-            self._gradients.append(GradientStatistics({}, {}, {}, {}, {}))
-            self._nonfinite.append({})
-        earlier = self._find_spikes(step, gates)
-        return Measurement(step, (), {}, {}, earlier=earlier)
+        step = self._read()
+        return Measurement(step, (), {}, {}, earlier=self._find_spikes(step))
 
-    def _find_spikes(
-        self, step: int, gates: Sequence[SpikeStatistics]
-    ) -> list[tuple[int, int, Measurement]]:
+    def _find_spikes(self, step: int) -> list[tuple[int, int, Measurement]]:
         """A measurement for each batch that was left out since the last call.
 
         Args:
             step: Updates that all optimizers have applied.
-            gates: What the gate of each has done.
         """
-        for gate in gates[len(self._spikes) :]:
-            # It was not built when the window began, and had done nothing.
-            begin = dataclasses.replace(gate, spike_steps=0, calls=0)
-            self._spikes.append(SpikeWindow.of(begin, self._epoch, 0))
         found: dict[tuple[int, int, int], list[Spike]] = {}
-        for window, gate in zip(self._spikes, gates, strict=True):
-            for epoch, batch, spike in window.find(
-                gate, self._epoch, self._counter.done
+        for window, now in zip(self._windows, self._latest, strict=True):
+            for epoch, batch, spike in window.spikes.find(
+                now.spikes, self._epoch, self._counter.done
             ):
                 # Several optimizers have other numbers than each of them.
-                its = max(step - (gate.step - spike.step), 0)
+                its = max(step - (now.spikes.step - spike.step), 0)
                 found.setdefault((epoch, batch, its), []).append(spike)
         return [
             (
@@ -429,90 +392,32 @@ class ClipRateLogger(Recorder):
             for epoch, batch, its in sorted(found)
         ]
 
-    def _all_since(
-        self,
-        now: Sequence[ClipStatistics],
-        before: Sequence[ClipStatistics],
+    def _clips_since(
+        self, before: Sequence[Totals]
     ) -> list[ClipStatistics | None]:
-        """What each optimizer has counted meanwhile; `None`: not known."""
-        # Those that were not built before had counted nothing.
-        return [
-            self._since(its, before[i] if i < len(before) else None)
-            for i, its in enumerate(now)
-        ]
-
-    def _since(
-        self, now: ClipStatistics, before: ClipStatistics | None
-    ) -> ClipStatistics | None:
-        if before is None or not before.counted:  # it was not built
-            before = ClipStatistics(
-                dict.fromkeys(now.counted, 0), dict.fromkeys(now.counted, 0)
-            )
-        try:
-            return now.since(before)
-        except ValueError as error:
-            self._warnings.of_loss(error)
-            return None
+        """What each optimizer has clipped meanwhile; `None`: not known."""
+        result: list[ClipStatistics | None] = []
+        for now, then in zip(self._latest, before, strict=True):
+            earlier = then.clips
+            if not earlier.counted:  # it was not built
+                zeros = dict.fromkeys(now.clips.counted, 0)
+                earlier = ClipStatistics(zeros, zeros)
+            try:
+                result.append(now.clips.since(earlier))
+            except ValueError as error:
+                self._warnings.of_loss(error)
+                result.append(None)
+        return result
 
     def _end_windows(self) -> None:
-        self._snapshots = []
-        self._spikes = []
+        self._windows = []
 
     def _window_state(self) -> tuple[Any, list[np.ndarray]]:
-        return [
-            [
-                dict(s.clipped),
-                dict(s.counted),
-                w.to_json(),
-                skipped,
-                dataclasses.asdict(gradients),
-                nonfinite,
-            ]
-            for s, w, skipped, gradients, nonfinite in zip(
-                self._snapshots,
-                self._spikes,
-                self._skipped,
-                self._gradients,
-                self._nonfinite,
-                strict=True,
-            )
-        ], []
+        return [window.to_json() for window in self._windows], []
 
     def _restore_window(self, state: Any, arrays: list[np.ndarray]) -> None:
         del arrays
-        for i, (clipped, counted, *its) in enumerate(state):
-            names = self._present_names(counted, self._snapshots[i].counted)
-            self._snapshots[i] = ClipStatistics(
-                _renamed(clipped, names), _renamed(counted, names)
+        for i, its in enumerate(state):
+            self._windows[i] = ClipWindow.from_json(
+                its, self._runs.renamed, self._windows[i]
             )
-            # Backups of earlier versions say nothing of what comes now.
-            if len(its) > 0:
-                self._spikes[i] = SpikeWindow.from_json(its[0], self._spikes[i])
-            if len(its) > 1:
-                self._skipped[i] = its[1]
-            if len(its) > 2:
-                totals, not_finite = its[2:]
-                self._gradients[i] = GradientStatistics(
-                    **{k: _renamed(v, names) for k, v in totals.items()}
-                )
-                self._nonfinite[i] = {
-                    path: NonfiniteGradient(*numbers)
-                    for path, numbers in _renamed(not_finite, names).items()
-                }
-
-    def _present_names(
-        self, saved: Mapping[str, Any], now: Mapping[str, Any]
-    ) -> dict[str, str]:
-        """Saved path to the present one of the same variable."""
-        old = [self._runs.renamed.get(name, name) for name in now]
-        if set(old) != set(saved):
-            if len(old) != len(saved):
-                return {}
-            old = list(saved)
-        return dict(zip(old, now, strict=True))
-
-
-def _renamed(
-    by_path: Mapping[str, Any], names: Mapping[str, str]
-) -> dict[str, Any]:
-    return {names.get(path, path): value for path, value in by_path.items()}

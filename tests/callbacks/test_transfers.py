@@ -116,7 +116,8 @@ def test_large_integers_survive():
         counts.assign(rows_from_totals(own))
     step = 2**31 - 1
     model.optimizer.iterations.assign(step)
-    found, snapshots, *_ = _clip_counts.read([model.optimizer])
+    found, read = _clip_counts.read([model.optimizer])
+    snapshots = [totals.clips for totals in read]
     assert found == step
     assert [
         pair
@@ -136,12 +137,12 @@ def test_before_an_optimizer_is_built():
         {"track_gradient_norms": True},
     ):
         optimizer = AdamaxClipped(**arguments)
-        assert _clip_counts.read([optimizer]) == (
+        totals = (
+            optimizer.clip_statistics(),
+            optimizer.spike_statistics(),
+            frozenset(),
             0,
-            [optimizer.clip_statistics()],
-            [optimizer.spike_statistics()],
-            [frozenset()],
-            [0],
-            [optimizer.gradient_statistics()],
-            [{}],
+            optimizer.gradient_statistics(),
+            {},
         )
+        assert _clip_counts.read([optimizer]) == (0, [totals])

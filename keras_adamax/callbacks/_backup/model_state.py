@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -206,6 +207,39 @@ def _build(
             "trainable_variables)`."
         )
     optimizer.build(variables)
+
+
+def restore(
+    model: Any, weights: Path, state: Mapping[str, Any], arrays: Mapping
+) -> None:
+    """Assigns what a backup has of a model that `prepare` has seen.
+
+    Args:
+        model: The model.
+        weights: The file of its weights.
+        state: What the backup says.
+        arrays: Its arrays: `unsaved_variables`, by their numbers.
+
+    Raises:
+        ValueError: If the optimizer is not the one of the backup.
+    """
+    model.load_weights(weights)
+    description = state.get("model")
+    if description is not None:
+        check_updates(model, description, str(weights.parent))
+    step = int(
+        ops.convert_to_numpy(_optimizers.updates(_optimizers.of_model(model)))
+    )
+    if step != state["step"]:
+        raise ValueError(
+            "the state of the optimizer does not fit the backup, which "
+            f"was made after {state['step']} updates. Received: an "
+            f"optimizer that has {step} after it was restored. If the "
+            "model has several, build each before `fit`: "
+            "`model.d_optimizer.build(variables)`."
+        )
+    for i, variable in enumerate(unsaved_variables(model)):
+        variable.assign(arrays[f"variable-{i}"])
 
 
 def check_updates(
