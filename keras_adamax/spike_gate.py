@@ -134,14 +134,13 @@ class SpikeGate:
         kept = ops.convert_to_tensor(self.kept)
         return ops.concatenate([kept, ops.expand_dims(row, 0)])
 
-    def statistics(
-        self, rows: np.ndarray | None, clock: Clock, paths: Sequence[str]
+    def present_statistics(
+        self, clock: Clock, paths: Sequence[str]
     ) -> SpikeStatistics:
-        """What `rows` say, or the present ones."""
-        if rows is None:
-            # Fails where `fit` holds the state.
-            self._backend.to_numpy(self.kept)
-            rows = np.asarray(ops.convert_to_numpy(self.rows(clock)))
+        """What the gate has done until now."""
+        # Fails where `fit` holds the state.
+        self._backend.to_numpy(self.kept)
+        rows = np.asarray(ops.convert_to_numpy(self.rows(clock)))
         return spike_rule.statistics_of(rows, paths)
 
     def _integers(self, clock: Clock) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -46,9 +46,39 @@ def attached() -> list[Any]:
     return [] if callbacks is None else _attached_to(callbacks)
 
 
+def together_with(logger: Any) -> list[Any]:
+    """The loggers of the last list that a logger was in, itself included."""
+    found = [logger]
+    for callbacks in list(_attached):
+        loggers = _attached_to(callbacks)
+        if logger in loggers:
+            found = loggers
+    return found
+
+
 def _attached_to(callbacks: Any) -> list[Any]:
     loggers = [reference() for reference in _attached.get(callbacks, [])]
     return [logger for logger in loggers if logger is not None]
+
+
+def when_gone(method: Callable[[], None]) -> None:
+    """Has a logger's method called when the running `fit` is over.
+
+    Keras's list is freed then, however `fit` ends; at the latest when the
+    interpreter does.
+
+    Args:
+        method: The method. Its logger is not kept alive.
+    """
+    callbacks = running()
+    if callbacks is not None:
+        weakref.finalize(callbacks, _call, weakref.WeakMethod(method))
+
+
+def _call(method: weakref.WeakMethod) -> None:
+    its = method()
+    if its is not None:
+        its()
 
 
 def put_first(kind: type) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,87 +53,131 @@ class Totals(NamedTuple):
         )
 
 
-def read(optimizers: Sequence[Any]) -> tuple[int, list[Totals]]:
-    """Reads the updates applied, and what each optimizer has counted so far.
+class _Source(NamedTuple):
+    """Where the totals of an optimizer are in a vector.
+
+    Attributes:
+        optimizer: Whose they are.
+        whole: The shapes of the tensors that are in it as a whole.
+        norms: The numbers of the variables of which an element of the infinity
+            norm is in it.
+    """
+
+    optimizer: AdamaxClipped
+    whole: Sequence[Sequence[int]]
+    norms: Sequence[int]
+
+
+class Reading(NamedTuple):
+    """Totals that are on their way to the host.
+
+    Attributes:
+        sources: For each optimizer; the totals of one that is not built.
+        packed: The vector, on the device.
+    """
+
+    sources: Sequence[_Source | Totals]
+    packed: Tensor
+
+
+def start(optimizers: Sequence[Any]) -> Reading:
+    """Starts reading the updates applied, and what the optimizers counted.
+
+    Nobody waits here for the step that runs.
 
     Args:
         optimizers: The model's optimizers, their state up to date.
     """
-    ours = _optimizers.ours(optimizers)
-    counts = [optimizer.clip_counts for optimizer in ours]
-    spikes = [optimizer.last_spikes for optimizer in ours]
-    rows = [_optimizers.value_of(c) for c in counts if c is not None]
-    rows += [s for s in spikes if s is not None]
-    gradients = [optimizer.gradient_totals for optimizer in ours]
-    rows += [_optimizers.value_of(v) for its in gradients for v in its or ()]
-    skipped = [
-        _optimizers.value_of(variable)
-        for optimizer in ours
-        for variable in _optimizers.state_of(optimizer, "skipped_steps")
-    ]
-    # By the numbers of their variables.
-    norms_of_each = [
-        {
-            i: _optimizers.value_of(norm)
+    sources: list[_Source | Totals] = []
+    current: list[Tensor] = []
+    previous: list[Tensor] = []
+    # In place of a value before: asks for the first element alone.
+    first_element = ops.zeros(())
+    for optimizer in _optimizers.ours(optimizers):
+        if optimizer.clip_counts is None:
+            sources.append(_totals_of(optimizer))
+            continue
+        whole = [optimizer.clip_counts]
+        if optimizer.last_spikes is not None:
+            whole.append(optimizer.last_spikes)
+        whole += optimizer.gradient_totals or ()
+        norms = {
+            i: norm
             for i, norm in enumerate(optimizer.infinity_norms)
             if norm is not None and math.prod(norm.shape)
         }
-        for optimizer in ours
-    ]
-    norms = [norm for its in norms_of_each for norm in its.values()]
-    # In place of a value before: asks for the first element alone.
-    first_element = ops.zeros(())
-    packed = _devices.load().measure(
-        _flatten,
-        pack,
+        shapes = [tuple(tensor.shape) for tensor in whole]
+        sources.append(_Source(optimizer, shapes, list(norms)))
+        values = [_optimizers.value_of(tensor) for tensor in whole]
         # One element of a norm tells whether it has become NaN: a NaN in one
         # gradient is in all weights two steps later.
-        [*rows, *(first_element for _ in (*skipped, *norms))],
-        [*rows, *skipped, *norms],
-        _optimizers.updates(optimizers),
+        parts = [
+            _optimizers.value_of(tensor)
+            for tensor in (
+                *_optimizers.state_of(optimizer, "skipped_steps"),
+                *norms.values(),
+            )
+        ]
+        current += values + parts
+        previous += values + [first_element] * len(parts)
+    packed = _devices.load().measure(
+        _flatten, pack, previous, current, _optimizers.updates(optimizers)
     )
+    return Reading(sources, packed)
+
+
+def read(reading: Reading) -> tuple[int, list[Totals]]:
+    """Waits for what was started.
+
+    Args:
+        reading: What `start` returned.
+
+    Returns:
+        The updates applied, and the totals of each optimizer.
+    """
     # Limbs, which float32 holds exactly.
-    values = ops.convert_to_numpy(packed)
-    ends = np.cumsum(
-        [*(np.prod(r.shape) for r in rows), len(skipped), len(norms)]
+    rest = ops.convert_to_numpy(reading.packed)
+    totals = []
+    for source in reading.sources:
+        if isinstance(source, Totals):
+            totals.append(source)
+            continue
+        whole = []
+        for shape in source.whole:
+            length = math.prod(shape)
+            whole.append(rest[:length].reshape(shape))
+            rest = rest[length:]
+        skipped, norms, rest = np.split(rest, [1, 1 + len(source.norms)])
+        found = _totals_of(source.optimizer, whole)
+        paths = list(found.clips.counted)
+        diverged = [
+            paths[place]
+            for place, norm in zip(source.norms, norms, strict=True)
+            if np.isnan(norm)
+        ]
+        totals.append(
+            found._replace(skipped=int(*skipped), diverged=frozenset(diverged))
+        )
+    return unpack_step(rest), totals
+
+
+def _totals_of(
+    optimizer: AdamaxClipped, whole: Sequence[np.ndarray] = ()
+) -> Totals:
+    """What an optimizer has counted, but for what is in its other variables.
+
+    Args:
+        optimizer: The optimizer.
+        whole: Its tensors; none if it is not built.
+    """
+    rest = iter(whole)
+    clips = optimizer.clip_statistics(next(rest, None))
+    spikes = optimizer.spike_statistics(
+        next(rest, None) if optimizer.has_spike_gate else None
     )
-    parts = iter(np.split(values, ends.astype(int)))
-    clips = [
-        optimizer.clip_statistics(None if c is None else _part(parts, c))
-        for optimizer, c in zip(ours, counts, strict=True)
-    ]
-    gates = [
-        optimizer.spike_statistics(None if s is None else _part(parts, s))
-        for optimizer, s in zip(ours, spikes, strict=True)
-    ]
-    measured, nonfinite = [], []
-    for optimizer, its in zip(ours, gradients, strict=True):
-        totals, not_finite = (
-            (None, None) if its is None else (_part(parts, v) for v in its)
-        )
-        measured.append(optimizer.gradient_statistics(totals))
-        nonfinite.append(optimizer.nonfinite_gradients(not_finite))
-    skips = next(parts).astype(int).tolist()
-    are_nan = iter(np.isnan(next(parts)).tolist())
-    diverged = [
-        frozenset(
-            path
-            for i, path in enumerate(its.counted)
-            if i in norms_of_one and next(are_nan)
-        )
-        for norms_of_one, its in zip(norms_of_each, clips, strict=True)
-    ]
-    step = unpack_step(next(parts))
-    return step, [
-        Totals(*its)
-        for its in zip(
-            clips, gates, diverged, skips, measured, nonfinite, strict=True
-        )
-    ]
-
-
-def _part(parts: Iterator[np.ndarray], like: Any) -> np.ndarray:
-    return next(parts).reshape(like.shape)
+    gradients = optimizer.gradient_statistics(next(rest, None))
+    nonfinite = optimizer.nonfinite_gradients(next(rest, None))
+    return Totals(clips, spikes, frozenset(), 0, gradients, nonfinite)
 
 
 def _flatten(previous: Tensor, current: Tensor, in_blocks: bool) -> Tensor:
@@ -174,13 +218,16 @@ def grown(before: Sequence[int], now: Sequence[int]) -> float:
     return math.nan if min(increases, default=0) < 0 else sum(increases)
 
 
-def scheduled_values(optimizers: Sequence[AdamaxClipped]) -> dict[str, float]:
-    """Those of the next step; with the optimizer's name where it has peers."""
+def named(
+    optimizers: Sequence[AdamaxClipped],
+    scheduled: Sequence[Mapping[str, float]],
+) -> dict[str, float]:
+    """The values of each; with the optimizer's name where it has peers."""
     if len(optimizers) == 1:
-        return optimizers[0].scheduled_values()
+        return dict(scheduled[0])
     names = _optimizers.unique_names([o.name for o in optimizers])
     return {
         f"{its}/{name}": value
-        for its, optimizer in zip(names, optimizers, strict=True)
-        for name, value in optimizer.scheduled_values().items()
+        for its, values in zip(names, scheduled, strict=True)
+        for name, value in values.items()
     }

@@ -100,21 +100,22 @@ class FirstWarnings:
             "further warning.",
         )
 
-    def of_target(self, optimizer: AdamaxClipped, rate: float) -> None:
+    def of_target(
+        self, optimizer: AdamaxClipped, multiplier: float, rate: float
+    ) -> None:
         """Says that a `TargetClipRate` cannot be reached now.
 
         Args:
-            optimizer: The optimizer, its state up to date.
+            optimizer: The optimizer.
+            multiplier: Its clip multiplier.
             rate: Its clip rate since the last record.
         """
         target = optimizer.target_clip_rate
-        if target is None:
-            return
-        # The multiplier is read from the device only where that can tell.
         if (
-            "target" not in self._given
+            target is not None
+            and "target" not in self._given
             and rate < target / 2
-            and optimizer.current_clip_multiplier() - 1 < 1.5 * SMALLEST
+            and multiplier - 1 < 1.5 * SMALLEST
         ):
             self._warn(
                 "target",

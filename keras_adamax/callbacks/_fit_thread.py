@@ -20,6 +20,11 @@ class FitThread:
         """`fit` begins in the calling thread."""
         self._thread = threading.get_ident()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether `fit` was begun in the calling thread."""
+        return self._thread == threading.get_ident()
+
     def check(self) -> None:
         """Raises an error in another thread, or before `fit` began."""
         if self._thread is None:

@@ -24,6 +24,10 @@ class RecordKeeper(keras.callbacks.Callback):
         super().__init__()
         self._runs = Runs(type(self).__name__)
 
+    def settle(self) -> None:
+        """Adds the records that are being made."""
+        raise NotImplementedError
+
     @property
     def records(self) -> dict[str, np.ndarray]:
         """The records of all calls of `fit`, as columns of equal length.
@@ -32,6 +36,7 @@ class RecordKeeper(keras.callbacks.Callback):
         applied), `variable` (a path; empty for a value of all variables
         together or a scalar of `logs`), `quantity` and `value`.
         """
+        self.settle()
         return self._runs.records.columns()
 
     def save_records(self, filename: str | os.PathLike) -> None:
@@ -40,6 +45,7 @@ class RecordKeeper(keras.callbacks.Callback):
         Args:
             filename: The file.
         """
+        self.settle()
         records.save(self._runs.records.blocks, filename)
 
     def load_records(self, filename: str | os.PathLike) -> None:
@@ -54,11 +60,13 @@ class RecordKeeper(keras.callbacks.Callback):
         Raises:
             ValueError: If it does not hold records.
         """
+        self.settle()
         self._runs.replace(Records(self._own_rows(records.load(filename))))
 
     @property
     def record_blocks(self) -> Sequence[Block]:
         """The records, by moment."""
+        self.settle()
         return self._runs.records.blocks
 
     def _own_rows(self, blocks: Sequence[Block]) -> list[Block]:

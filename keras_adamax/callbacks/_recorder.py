@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,25 +24,21 @@ from keras_adamax.callbacks._measurement import (
     Measurement,
     scalars_of,
 )
+from keras_adamax.callbacks._pending_records import PendingRecords, Record
 from keras_adamax.callbacks._record_keeper import RecordKeeper
 from keras_adamax.callbacks._record_writer import RecordWriter
 from keras_adamax.callbacks._window_means import WindowMeans
 from keras_adamax.records import Block, Moment
 
 
-class _Pending(NamedTuple):
-    """A record that waits for the logs of its last batch."""
-
-    moment: Moment
-    measurement: Measurement
-
-
 class Recorder(RecordKeeper):
     """Base class of the loggers.
 
-    A record is made when the next batch begins, or the epoch ends. Keras calls
-    these hooks in `fit`'s own thread and in order, whatever the backend does
-    meanwhile, and `on_train_batch_end` not necessarily.
+    A record is started when the next batch begins, or the epoch ends. Keras
+    calls these hooks in `fit`'s own thread and in order, whatever the backend
+    does meanwhile, and `on_train_batch_end` not necessarily. Its numbers are
+    waited for one batch later, so that the device has work meanwhile; or when
+    somebody asks for the records, the epoch ends, or `fit` has failed.
 
     Args:
         update_freq: `"epoch"`, or a number of batches.
@@ -90,9 +86,9 @@ class Recorder(RecordKeeper):
         self._run_in_file: int | None = None
         self._counter = make_counter(None, None)
         self._summary: dict[str, float] = {}
-        self._pending: list[_Pending] = []
         self._batch_logs = BatchLogs()
         self._means = WindowMeans()
+        self._pending = PendingRecords(self._batch_logs, self._means)
         self._runs.begin_fit()
 
     # What a logger adds
@@ -104,11 +100,15 @@ class Recorder(RecordKeeper):
         """Starts measuring; False if the model is not built so far."""
         raise NotImplementedError
 
-    def _measure(self, has_window: bool) -> Measurement:
-        """Measures from the last call or `_begin_window` until now.
+    def _start_measuring(self, has_window: bool) -> Callable[..., Measurement]:
+        """Starts to measure from the last call or `_begin_window` until now.
 
         Args:
             has_window: False if there is nothing to measure from.
+
+        Returns:
+            Function that waits for the result. It is told whether the model's
+            variables hold what the last step gave; else it must not read them.
         """
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ class Recorder(RecordKeeper):
         """Frees what is kept to measure from."""
 
     def _window_state(self) -> tuple[Any, list[np.ndarray]]:
-        """What `_measure` measures from: JSON, and arrays."""
+        """What is measured from: JSON, and arrays."""
         raise NotImplementedError
 
     def _restore_window(self, state: Any, arrays: list[np.ndarray]) -> None:
@@ -141,11 +141,14 @@ class Recorder(RecordKeeper):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks that records can be made and written."""
+        self.settle()  # what a `fit` that failed has left
         self._reset()
         self._thread.begin()
         self._has_begun_training = True
         model = self.model
         _callback_list.put_first(Recorder)
+        # A `fit` that fails calls no hook any more.
+        _callback_list.when_gone(self.settle)
         self._optimizers = _optimizers.of_model(model)
         self._check_model()
         self._counter = make_counter(self.params, model)
@@ -191,14 +194,11 @@ class Recorder(RecordKeeper):
             return
         self._thread.check()
         done = self._counter.advance(batch)
-        if self._pending:
-            self._finish_pending()
+        self._finish_pending()
         if self._counter.is_due(int(self.update_freq)):
-            self._pending.append(self._make_record(done))
-            # Without an end in this thread, another one brings the logs.
-            if not self._counter.has_ended_here:
-                self._batch_logs.wait(done)
-            self._finish_pending()
+            self._pending.add(done, self._start_record(done))
+            if self.batch_logs:  # those of the batch that begins
+                self._finish_pending()
         elif not self._has_window and batch > 0:
             self._open_window()
 
@@ -222,12 +222,14 @@ class Recorder(RecordKeeper):
         """Records the epoch, and adds the summary to its logs."""
         self._thread.check()
         done = self._counter.advance()
-        self._finish_pending(at_once=True)
+        # Moments come into a file in order, whichever loggers write to it.
+        for logger in _callback_list.together_with(self):
+            logger._finish_pending(at_once=True)
         scalars = scalars_of(logs)
         if self.update_freq == "epoch":
-            self._writer.write(*self._make_record(done), scalars)
+            self._writer.write(*self._start_record(done)(True), scalars)
         elif self._counter.is_due(int(self.update_freq)):
-            record = self._make_record(done)
+            record = self._start_record(done)(True)
             means = self._means.end_window(done, scalars)
             of_epoch = self._means.end_epoch(done, scalars)
             self._writer.write(*record, {**of_epoch, **means})
@@ -373,31 +375,41 @@ class Recorder(RecordKeeper):
             self._restore_window(restored["window"], restored["arrays"])
         self._restored = None
 
-    def _make_record(self, done: int) -> _Pending:
+    def _start_record(self, done: int) -> Callable[[bool], Record]:
         self._counter.note_due()
         had_window = self._has_window
         self._open_window()
-        measurement = self._measure(had_window)
+        measure = self._start_measuring(had_window)
         if self.update_freq != "epoch":
             self._means.learn_names(self._model, self.params)
-        measurement = self._runs.under_recorded_names(measurement, self._model)
-        # One assignment: a thread may be reading it.
-        self._summary = dict(measurement.summary)
-        moment = Moment(self._runs.run, self._epoch, done, measurement.step)
-        return _Pending(moment, measurement)
 
-    def _finish_pending(self, at_once: bool = False) -> None:
-        """Writes records whose logs have come, or all of them."""
-        while self._pending:
-            record = self._pending[0]
-            logs = self._batch_logs.take(record.moment.batch)
-            if logs is None and not at_once:
-                return
-            del self._pending[0]
-            scalars = scalars_of(logs)
-            if logs is not None:
-                scalars = self._means.end_window(record.moment.batch, scalars)
-            self._writer.write(*record, scalars)
+        def end(is_up_to_date: bool) -> Record:
+            measurement = self._runs.under_recorded_names(
+                measure(is_up_to_date), self._model
+            )
+            # One assignment: a thread may be reading it.
+            self._summary = dict(measurement.summary)
+            moment = Moment(self._runs.run, self._epoch, done, measurement.step)
+            return moment, measurement
+
+        return end
+
+    def _finish_pending(
+        self, at_once: bool = False, is_up_to_date: bool = True
+    ) -> None:
+        if self._pending:
+            self._pending.finish(
+                self._writer.write,
+                at_once=at_once,
+                is_up_to_date=is_up_to_date,
+                waits_for_logs=not self._counter.has_ended_here,
+            )
+
+    def settle(self) -> None:
+        """Adds the records that are being made."""
+        # A hook in `fit`'s thread will do it where another thread asks.
+        if self._thread.is_current:
+            self._finish_pending(at_once=True, is_up_to_date=False)
 
     # Serialization
 

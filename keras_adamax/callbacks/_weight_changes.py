@@ -65,28 +65,35 @@ class WeightChanges:
         with backends.load().no_gradient():
             self._previous = [ops.copy(v) for v in self.variables]
 
-    def measure(self, step: Tensor) -> tuple[int, list[WeightChange]]:
-        """The changes since the last call, or since construction.
+    def measure(self, step: Tensor) -> Tensor:
+        """Starts measuring the changes since the last call or construction.
 
         Args:
             step: Integer tensor, a scalar: to the host in the same transfer.
 
         Returns:
-            The step and one `WeightChange` a variable.
+            What `read` needs, on the device. Nobody waits for it here.
         """
-        current = [_optimizers.value_of(v) for v in self.variables]
-        packed = self._device.measure(
+        return self._device.measure_and_keep(
             self._function,
             pack,
             self._previous,
-            current,
+            [_optimizers.value_of(v) for v in self.variables],
             step,
         )
-        values = ops.convert_to_numpy(packed).astype("float64")
-        # Now that the result is here, nothing needs the old copy any more.
-        self._device.overwrite(self._previous, current)
+
+    def read(self, measured: Tensor) -> tuple[int, list[WeightChange]]:
+        """Waits for what `measure` has started.
+
+        Args:
+            measured: What it returned.
+
+        Returns:
+            The step, and one `WeightChange` for each variable.
+        """
+        values = ops.convert_to_numpy(measured).astype("float64")
         width = 4 + (BINS if self._with_counts else 0)
-        rows = values[:-2].reshape(len(current), width)
+        rows = values[:-2].reshape(len(self.variables), width)
         changes = []
         for row in rows:
             largest, squares, largest_weight, weight_squares = row[:4]

@@ -1,5 +1,6 @@
 """`ClipRateLogger`: how often gradients are clipped, and how large they are."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from keras_adamax.callbacks import (
     _optimizers,
     _spike_windows,
 )
-from keras_adamax.callbacks._clip_counts import Totals
+from keras_adamax.callbacks._clip_counts import Reading, Totals
 from keras_adamax.callbacks._clip_windows import ClipWindow
 from keras_adamax.callbacks._first_warnings import FirstWarnings
 from keras_adamax.callbacks._measurement import Measurement
@@ -247,7 +248,7 @@ class ClipRateLogger(Recorder):
 
     def _begin_window(self) -> bool:
         self._ours()
-        self._read()
+        self._read(_clip_counts.start(self._optimizers))
         self._of_epoch = self._latest
         self._windows = [
             ClipWindow.of(its, self._epoch, self._counter.done)
@@ -255,27 +256,51 @@ class ClipRateLogger(Recorder):
         ]
         return True
 
-    def _read(self) -> int:
-        """Reads the totals; returns the updates applied."""
-        step, self._latest = _clip_counts.read(self._optimizers)
+    def _read(self, reading: Reading) -> int:
+        """Waits for the totals; returns the updates applied."""
+        step, self._latest = _clip_counts.read(reading)
         # Those that were not built when the window began.
         for its in self._latest[len(self._windows) :]:
             self._windows.append(ClipWindow.of(its.at_begin(), self._epoch, 0))
         return step
 
-    def _measure(self, has_window: bool) -> Measurement:
+    def _start_measuring(self, has_window: bool) -> Callable[..., Measurement]:
         del has_window  # an optimizer that was not built had counted nothing
         optimizers = self._ours()
         if not optimizers:
             self._check_model()
-        step = self._read()
+        return functools.partial(
+            self._measure,
+            optimizers,
+            _clip_counts.start(self._optimizers),
+            [optimizer.scheduled_values() for optimizer in optimizers],
+            self._counter.done,
+        )
+
+    def _measure(
+        self,
+        optimizers: Sequence[AdamaxClipped],
+        reading: Reading,
+        scheduled: Sequence[Mapping[str, float]],
+        done: int,
+        is_up_to_date: bool,
+    ) -> Measurement:
+        del is_up_to_date  # all that is needed has been read
+        step = self._read(reading)
         now, before = self._latest, [window.last for window in self._windows]
-        earlier = self._find_spikes(step)
+        earlier = self._find_spikes(step, done)
         clips = self._clips_since(before)
         summary = _clip_windows.summary(
             self.summary_keys, optimizers, now, before, clips
         )
         values = {"clip_rate": self._rates(optimizers, clips)}
+        for optimizer, its, elapsed in zip(
+            optimizers, scheduled, clips, strict=True
+        ):
+            if elapsed is not None and optimizer.target_clip_rate is not None:
+                self._warnings.of_target(
+                    optimizer, its["clip_multiplier"], elapsed.rate()
+                )
         if "gradient_norm" in self.summary_keys:
             values |= self._measure_gradients(optimizers, before)
         if "spikes" in self.summary_keys:
@@ -291,7 +316,7 @@ class ClipRateLogger(Recorder):
             values,
             summary,
             earlier=earlier,
-            scheduled=_clip_counts.scheduled_values(optimizers),
+            scheduled=_clip_counts.named(optimizers, scheduled),
         )
 
     def _rates(
@@ -299,7 +324,7 @@ class ClipRateLogger(Recorder):
         optimizers: Sequence[AdamaxClipped],
         all_clips: Sequence[ClipStatistics | None],
     ) -> list[float]:
-        """The clip rate of each variable; warns of a target out of reach."""
+        """The clip rate of each variable."""
         rates: list[float] = []
         for optimizer, now, clips in zip(
             optimizers, self._latest, all_clips, strict=True
@@ -311,7 +336,6 @@ class ClipRateLogger(Recorder):
                     math.nan if path in now.diverged else rate
                     for path, rate in clips.rates().items()
                 ]
-                self._warnings.of_target(optimizer, clips.rate())
             else:
                 rates += [0.0] * len(clips.counted)
         return rates
@@ -366,19 +390,23 @@ class ClipRateLogger(Recorder):
 
     def _measure_between(self) -> Measurement:
         self._ours()
-        step = self._read()
-        return Measurement(step, (), {}, {}, earlier=self._find_spikes(step))
+        step = self._read(_clip_counts.start(self._optimizers))
+        earlier = self._find_spikes(step, self._counter.done)
+        return Measurement(step, (), {}, {}, earlier=earlier)
 
-    def _find_spikes(self, step: int) -> list[tuple[int, int, Measurement]]:
+    def _find_spikes(
+        self, step: int, done: int
+    ) -> list[tuple[int, int, Measurement]]:
         """A measurement for each batch that was left out since the last call.
 
         Args:
             step: Updates that all optimizers have applied.
+            done: Batches done in the epoch.
         """
         found: dict[tuple[int, int, int], list[Spike]] = {}
         for window, now in zip(self._windows, self._latest, strict=True):
             for epoch, batch, spike in window.spikes.find(
-                now.spikes, self._epoch, self._counter.done
+                now.spikes, self._epoch, done
             ):
                 # Several optimizers have other numbers than each of them.
                 its = max(step - (now.spikes.step - spike.step), 0)

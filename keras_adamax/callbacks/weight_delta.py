@@ -1,5 +1,6 @@
 """`WeightDeltaLogger`: how far weights move, and which do not move at all."""
 
+import functools
 import math
 import os
 import warnings
@@ -155,25 +156,43 @@ class WeightDeltaLogger(Recorder):
         self._last_updates = self._read_updates()
         return True
 
-    def _measure(self, has_window: bool) -> Measurement:
+    def _start_measuring(self, has_window: bool) -> Callable[..., Measurement]:
         self._bring_up_to_date()
         if self._changes is None:
             step = self._read_step()
             summary = dict.fromkeys(self.summary_keys, math.nan)
-            return Measurement(step, (), {}, summary)
-        step, changes = self._changes.measure(
-            _optimizers.updates(self._optimizers)
+            return lambda _: Measurement(step, (), {}, summary)
+        return functools.partial(
+            self._measure,
+            self._changes,
+            self._changes.measure(_optimizers.updates(self._optimizers)),
+            self._read_updates(),
+            has_window,
         )
+
+    def _measure(
+        self,
+        measured: WeightChanges,
+        packed: Any,
+        updates: list[int],
+        has_window: bool,
+        is_up_to_date: bool,
+    ) -> Measurement:
+        step, changes = measured.read(packed)
         if not has_window:  # the window has been opened by this very record
             changes = [
                 c._replace(change_norm=math.nan, counts=None) for c in changes
             ]
         else:
             self._warn_of_nan(changes)
-            if self.warn_unchanged and step != self._last_step:
-                self._warn_of_unchanged(step, changes)
+            if (
+                is_up_to_date
+                and self.warn_unchanged
+                and step != self._last_step
+            ):
+                self._warn_of_unchanged(step, changes, updates)
         self._last_step = step
-        self._last_updates = self._read_updates()
+        self._last_updates = updates
         deltas = [change.change_norm for change in changes]
         norms = [change.weight_norm for change in changes]
         delta, norm = _root_sum_square(deltas), _root_sum_square(norms)
@@ -216,7 +235,10 @@ class WeightDeltaLogger(Recorder):
         return _optimizers.updates_of_each(self._optimizers)
 
     def _warn_of_unchanged(
-        self, step: int, changes: Sequence[WeightChange]
+        self,
+        step: int,
+        changes: Sequence[WeightChange],
+        updates_of_each: Sequence[int],
     ) -> None:
         assert self._changes is not None and self._last_step is not None
         variables = self._changes.variables
@@ -230,7 +252,7 @@ class WeightDeltaLogger(Recorder):
         left = movable
         for optimizer, now, before in zip(
             self._optimizers,
-            self._read_updates(),
+            updates_of_each,
             self._last_updates,
             strict=True,
         ):
@@ -279,6 +301,7 @@ class WeightDeltaLogger(Recorder):
         ]
         if not new:
             return
+        self._bring_up_to_date()
         names = [self._names[i] for i in new]
         self._named_unchanged.update(names)
         reasons = _unchanged_weights.reasons(

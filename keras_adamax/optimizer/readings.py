@@ -203,7 +203,9 @@ class Readings(LiveSettings):
         paths = self._paths
         if saved is not None and not self.built:
             paths = tuple(saved.paths)
-        return self._spike_gate.statistics(rows, self._clock(), paths)
+        if rows is None:
+            return self._spike_gate.present_statistics(self._clock(), paths)
+        return spike_rule.statistics_of(rows, paths)
 
     def spikes(self, since: int = 0) -> list[Spike]:
         """The last spikes, with the variables that exceeded their bounds most.

@@ -116,7 +116,9 @@ def test_large_integers_survive():
         counts.assign(rows_from_totals(own))
     step = 2**31 - 1
     model.optimizer.iterations.assign(step)
-    found, read = _clip_counts.read([model.optimizer])
+    found, read = _clip_counts.read(
+        _clip_counts.start([model.optimizer])
+    )
     snapshots = [totals.clips for totals in read]
     assert found == step
     assert [
@@ -145,4 +147,7 @@ def test_before_an_optimizer_is_built():
             optimizer.gradient_statistics(),
             {},
         )
-        assert _clip_counts.read([optimizer]) == (0, [totals])
+        assert _clip_counts.read(_clip_counts.start([optimizer])) == (
+            0,
+            [totals],
+        )

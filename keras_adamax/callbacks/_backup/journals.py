@@ -71,6 +71,9 @@ class Journals:
             For a generation: a state for each file, JSON; and arrays.
         """
         states, arrays = {}, {}
+        # They may write to one file, which has one size at a time.
+        for recorder in self._recorders.values():
+            recorder.settle()
         for name, recorder in self._recorders.items():
             state, kept = recorder.backup_state()
             if self._is_writer:

@@ -24,12 +24,19 @@ class Device(Protocol):
     ) -> Tensor:
         """`pack([function(p, c), ...], step)`, over pairs of values.
 
-        Without a copy of the differences.
+        Without a copy of the differences, and without waiting for the result.
         """
         ...
 
-    def overwrite(self, kept: list[Tensor], values: Sequence[Tensor]) -> None:
-        """Makes `kept` a copy of `values`, in the memory that it has."""
+    def measure_and_keep(
+        self,
+        function: Callable[..., Tensor],
+        pack: Callable[..., Tensor],
+        kept: list[Tensor],
+        current: Sequence[Tensor],
+        step: Tensor,
+    ) -> Tensor:
+        """`measure` of what is kept, which becomes a copy of `current`."""
         ...
 
     def after(self, event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

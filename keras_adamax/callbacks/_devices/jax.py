@@ -27,6 +27,25 @@ def measure(
     )
 
 
+def measure_and_keep(
+    function: Callable[..., Tensor],
+    pack: Callable[..., Tensor],
+    kept: list[Tensor],
+    current: Sequence[Tensor],
+    step: Tensor,
+) -> Tensor:
+    """`measure` of what is kept, which becomes a copy of `current`."""
+    packed = measure(function, pack, kept, current, step)
+    kept[:] = _overwritten(kept, list(current))
+    return packed
+
+
+# They take the memory of what was kept.
+@functools.partial(jax.jit, donate_argnums=0)
+def _overwritten(kept: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+    return [k.at[...].set(v) for k, v in zip(kept, values, strict=True)]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _measure(
     function: Callable[..., Tensor],
@@ -43,17 +62,6 @@ def _measure(
         parts.append(function(*after(event, *values), in_blocks=in_blocks))
         event = parts[-1]
     return pack(parts, step)
-
-
-def overwrite(kept: list[Tensor], values: Sequence[Tensor]) -> None:
-    """Makes `kept` a copy of `values`, in the memory that it has."""
-    kept.clear()  # frees it
-    kept.extend(_copies(list(values)))
-
-
-@jax.jit
-def _copies(values: list[Tensor]) -> list[Tensor]:
-    return [jnp.copy(value) for value in values]
 
 
 def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

@@ -52,13 +52,21 @@ def _measuring_graph(
     return graph
 
 
-def overwrite(kept: list[Tensor], values: Sequence[Tensor]) -> None:
-    """Makes `kept` a copy of `values`.
+def measure_and_keep(
+    function: Callable[..., Tensor],
+    pack: Callable[..., Tensor],
+    kept: list[Tensor],
+    current: Sequence[Tensor],
+    step: Tensor,
+) -> Tensor:
+    """`measure` of what is kept, which becomes a copy of `current`.
 
     It shares the variables' memory until a step writes to them: TensorFlow
     copies then.
     """
-    kept[:] = [tf.identity(value) for value in values]
+    packed = measure(function, pack, kept, current, step)
+    kept[:] = [tf.identity(value) for value in current]
+    return packed
 
 
 def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

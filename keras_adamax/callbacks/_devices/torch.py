@@ -27,11 +27,19 @@ def measure(
         )
 
 
-def overwrite(kept: list[Tensor], values: Sequence[Tensor]) -> None:
-    """Makes `kept` a copy of `values`, in the memory that it has."""
+def measure_and_keep(
+    function: Callable[..., Tensor],
+    pack: Callable[..., Tensor],
+    kept: list[Tensor],
+    current: Sequence[Tensor],
+    step: Tensor,
+) -> Tensor:
+    """`measure` of what is kept, which becomes a copy of `current`."""
+    packed = measure(function, pack, kept, current, step)
     with torch.no_grad():
-        for target, value in zip(kept, values, strict=True):
+        for target, value in zip(kept, current, strict=True):
             target.copy_(value)
+    return packed
 
 
 def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
