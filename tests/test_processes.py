@@ -214,6 +214,8 @@ def test_one_process_writes(trained):
                 )
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_saved_model_goes_on_in_any_number_of_processes(trained, tmp_path):
     way, folder = trained
     if way == "split":
@@ -238,6 +240,8 @@ def test_a_saved_model_goes_on_in_any_number_of_processes(trained, tmp_path):
         np.testing.assert_allclose(x, y, rtol=5e-5, atol=2e-6)
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="needs `fit`")
 def test_killed_processes_go_on(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

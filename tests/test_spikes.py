@@ -203,6 +203,7 @@ def test_accumulation(loop):
     check(loop, optimizer, variables, oracle, gradients, spikes=5)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", support.EVERY_LOOP)
 def test_accumulation_passes_the_warm_up(loop):

@@ -116,9 +116,7 @@ def test_large_integers_survive():
         counts.assign(rows_from_totals(own))
     step = 2**31 - 1
     model.optimizer.iterations.assign(step)
-    found, read = _clip_counts.read(
-        _clip_counts.start([model.optimizer])
-    )
+    found, read = _clip_counts.read(_clip_counts.start([model.optimizer]))
     snapshots = [totals.clips for totals in read]
     assert found == step
     assert [

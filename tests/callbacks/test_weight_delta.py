@@ -150,7 +150,9 @@ def test_half_precision_is_computed_in_float32(dtype):
     before = to_float(variable)
     changes = _weight_changes.WeightChanges([variable], with_counts=False)
     variable.assign(before * 1.5)
-    step, (change,) = changes.read(changes.measure(ops.convert_to_tensor(3, "int32")))
+    step, (change,) = changes.read(
+        changes.measure(ops.convert_to_tensor(3, "int32"))
+    )
     # The squares alone would overflow float16 a thousandfold.
     assert (step, change.counts) == (3, None)
     now = to_float(variable)
@@ -170,7 +172,9 @@ def test_norms_neither_vanish_nor_overflow(size):
     variable = keras.Variable(before)
     changes = _weight_changes.WeightChanges([variable], with_counts=False)
     variable.assign(before * 2)
-    _, (change,) = changes.read(changes.measure(ops.convert_to_tensor(0, "int32")))
+    _, (change,) = changes.read(
+        changes.measure(ops.convert_to_tensor(0, "int32"))
+    )
     assert change.change_norm == pytest.approx(size * math.sqrt(10), 1e-6)
     assert change.weight_norm == pytest.approx(size * math.sqrt(40), 1e-6)
 
@@ -180,7 +184,12 @@ def test_steps_beyond_float32_are_exact():
     variable = keras.Variable([1.0])
     changes = _weight_changes.WeightChanges([variable], with_counts=False)
     for step in (0, 2**24 + 1, 2**31 - 1):
-        assert changes.read(changes.measure(ops.convert_to_tensor(step, "int32")))[0] == step
+        assert (
+            changes.read(changes.measure(ops.convert_to_tensor(step, "int32")))[
+                0
+            ]
+            == step
+        )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,9 @@ def test_counts_and_blocks(shape, largest_index, monkeypatch):
     variable = keras.Variable(before)
     changes = _weight_changes.WeightChanges([variable], with_counts=True)
     variable.assign(before + move)
-    _, (change,) = changes.read(changes.measure(ops.convert_to_tensor(0, "int32")))
+    _, (change,) = changes.read(
+        changes.measure(ops.convert_to_tensor(0, "int32"))
+    )
     # In float32, as on the device: an element may lie on the edge of a bin.
     moved = np.asarray(before + move - before)
     assert change.change_norm == pytest.approx(

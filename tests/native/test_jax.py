@@ -250,6 +250,7 @@ print("compiled" if native_jax.serves("auto", []) else "fused")
 """
 
 
+@pytest.mark.nightly
 class TestCompilation(compiled.CompilationTests):
     arguments = ("-c", SCRIPT)
     served = "compiled"

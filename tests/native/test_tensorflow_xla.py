@@ -231,6 +231,7 @@ print(key[0])
 """
 
 
+@pytest.mark.nightly
 class TestCompilation(compiled.CompilationTests):
     arguments = ("-c", SCRIPT.format(before=""))
     served = "calls"

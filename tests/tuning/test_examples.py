@@ -58,6 +58,7 @@ def test_search_digits(tmp_path):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_search_digits_of_the_users_own(tmp_path):
     rng = np.random.default_rng(0)
@@ -77,6 +78,7 @@ def test_search_digits_of_the_users_own(tmp_path):
     assert (tmp_path / "search_output" / "best.keras").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_search_schedules(tmp_path):
     printed = run(

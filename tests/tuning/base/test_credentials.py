@@ -234,7 +234,13 @@ def check_the_shown_command(printed, arguments):
 
 
 @only_on_jax
-@pytest.mark.parametrize("how", ["done", "SIGINT"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "done",
+        pytest.param("SIGINT", marks=(pytest.mark.slow, pytest.mark.nightly)),
+    ],
+)
 def test_two_workers_leave_no_password_behind(tmp_path, outage_url, how):
     more = [f"--storage={outage_url}", "--tensorboard", "--max-trials=2"]
     with Search(tmp_path / "out", *more, workers=2) as search:

@@ -37,6 +37,8 @@ def kill(*arguments: str) -> None:
     assert " 0 faults" in done.stdout
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_one_killed_worker_loses_nothing_and_proposes_the_same():
     kill(
         *("--kills", "6", "--workers", "1"),

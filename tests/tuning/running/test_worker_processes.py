@@ -212,6 +212,8 @@ def test_two_workers_share_the_trials_and_one_may_be_killed(tmp_path, alone):
     assert (search.output / "best.keras").exists()
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_interrupted_workers_stop_and_the_command_goes_on(tmp_path, alone):
     with Search(tmp_path / "out") as search:
         search.wait_for_workers(2)
@@ -306,6 +308,8 @@ def test_an_error_of_the_workers_is_said_once(tmp_path, changes, words):
     assert not (tmp_path / "out" / "trials").exists()
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_workers_import_while_the_parent_loads_its_data_and_wait(
     tmp_path, monkeypatch
 ):
@@ -383,6 +387,8 @@ class HangingSearch(Search):
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_workers_that_wait_end_when_their_parent_is_killed(
     tmp_path, monkeypatch
 ):
@@ -537,6 +543,7 @@ class Searches(searched.OwnFit):
         return {"score": found.best_trial.score}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_search_within_a_search_has_workers(tmp_path):
     result = run_search(
@@ -731,6 +738,7 @@ mine = Mine(4)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_hypermodel_with_a_fit_of_its_own(tmp_path):
     (tmp_path / "models.py").write_text(HYPERMODEL)

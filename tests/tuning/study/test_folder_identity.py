@@ -392,7 +392,10 @@ def test_a_restored_database_has_forgotten_trials_of_the_folder(
     keras.backend.backend() != "jax",
     reason="processes are the same on every backend",
 )
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "workers",
+    [1, pytest.param(2, marks=(pytest.mark.slow, pytest.mark.nightly))],
+)
 def test_of_two_commands_that_differ_one_is_refused(tmp_path, workers):
     def start(output, epochs):
         command = [

@@ -64,6 +64,8 @@ def away(server, seconds=1.5):
 # A short outage.
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_two_workers_outlive_a_restart(
     tmp_path, running_server, outage_url, alone
 ):
@@ -124,6 +126,8 @@ def on_two_machines(monkeypatch, **arguments):
     return here, elsewhere, trial
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
     running_server, outage_url, monkeypatch
 ):
@@ -161,6 +165,8 @@ def test_a_living_worker_is_not_taken_for_dead_after_an_outage(
     assert [t.attempts for t in here.logical_trials()] == [1, 1]
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.path.isdir("/proc/self"), reason="it stops processes as on Linux"
 )
