@@ -616,7 +616,7 @@ def plot(folders: Sequence[Path], figure: Path) -> None:
     length = runs[0]["plan"]["check_length"]
     digits.set_ylabel("digits right")
     digits.set_title(f"Binary multiplication, {length} symbols", loc="left")
-    digits.legend(frameon=False)
+    whole.legend(frameon=False)
     whole.set_ylabel("whole products right")
     whole.set_xlabel("step")
     for axes in (digits, whole):
