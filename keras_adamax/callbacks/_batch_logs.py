@@ -42,10 +42,6 @@ class BatchLogs:
             self._they_come = event.wait(timeout=TIMEOUT)
         self._awaited = None
 
-    def have_come(self, done: int) -> bool:
-        """Whether the logs of a batch are there."""
-        return done in self._logs
-
     def take(self, done: int) -> dict[str, Any] | None:
         """Removes and returns the logs of a batch, if they have come."""
         return self._logs.pop(done, None)

@@ -1,6 +1,6 @@
 """What a logger has measured, and the quantities that there are."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from keras_adamax import _validation
@@ -53,19 +53,6 @@ class Measurement(NamedTuple):
             histograms={names.get(n, n): h for n, h in self.histograms.items()},
             earlier=[(e, b, m.renamed(names)) for e, b, m in self.earlier],
         )
-
-
-class Started(NamedTuple):
-    """A measurement that a device is still busy with.
-
-    Attributes:
-        numbers: What the device computes.
-        end: Waits for it. It is told whether the model's variables hold what
-            the last step gave; else it must not read them.
-    """
-
-    numbers: Any
-    end: Callable[[bool], Measurement]
 
 
 def scalars_of(logs: Mapping[str, Any] | None) -> dict[str, float]:

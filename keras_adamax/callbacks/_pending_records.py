@@ -2,15 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from keras_adamax.callbacks import _devices
 from keras_adamax.callbacks._batch_logs import BatchLogs
 from keras_adamax.callbacks._measurement import Measurement, scalars_of
 from keras_adamax.callbacks._window_means import WindowMeans
 from keras_adamax.records import Moment
 
-Tensor = Any
 Record = tuple[Moment, Measurement]
 
 
@@ -20,14 +17,12 @@ class _Pending:
 
     Attributes:
         done: Batches done in the epoch.
-        numbers: What it needs, on the device.
         end: Waits for the numbers. It is told whether the model's variables
             hold what the last step gave.
         record: What it has returned.
     """
 
     done: int
-    numbers: Tensor
     end: Callable[[bool], Record]
     record: Record | None = None
 
@@ -48,35 +43,15 @@ class PendingRecords:
     def __bool__(self) -> bool:
         return bool(self._pending)
 
-    def add(
-        self, done: int, numbers: Tensor, end: Callable[[bool], Record]
-    ) -> None:
+    def add(self, done: int, end: Callable[[bool], Record]) -> None:
         """Adds a record that has been started.
 
         Args:
             done: Batches done in the epoch.
-            numbers: What it needs, on the device.
             end: Waits for its numbers. It is told whether the model's
                 variables hold what the last step gave.
         """
-        self._pending.append(_Pending(done, numbers, end))
-
-    def finish_ready(
-        self,
-        write: Callable[[Moment, Measurement, Mapping[str, float]], None],
-    ) -> None:
-        """Writes the records that nobody has to wait for.
-
-        Args:
-            write: Is given each, and its logs.
-        """
-        device = _devices.load()
-        while (
-            self._pending
-            and self._logs.have_come(self._pending[0].done)
-            and device.is_ready(self._pending[0].numbers)
-        ):
-            self._write_first(write, is_up_to_date=True)
+        self._pending.append(_Pending(done, end))
 
     def finish(
         self,
@@ -101,19 +76,11 @@ class PendingRecords:
                 its.record = its.end(is_up_to_date)
             if waits_for_logs:
                 self._logs.wait(its.done)
-            if not at_once and not self._logs.have_come(its.done):
+            logs = self._logs.take(its.done)
+            if logs is None and not at_once:
                 return
-            self._write_first(write, is_up_to_date)
-
-    def _write_first(
-        self,
-        write: Callable[[Moment, Measurement, Mapping[str, float]], None],
-        is_up_to_date: bool,
-    ) -> None:
-        its = self._pending.pop(0)
-        record = its.record or its.end(is_up_to_date)
-        logs = self._logs.take(its.done)
-        scalars = scalars_of(logs)
-        if logs is not None:
-            scalars = self._means.end_window(its.done, scalars)
-        write(*record, scalars)
+            del self._pending[0]
+            scalars = scalars_of(logs)
+            if logs is not None:
+                scalars = self._means.end_window(its.done, scalars)
+            write(*its.record, scalars)

@@ -22,7 +22,6 @@ from keras_adamax.callbacks._fit_thread import FitThread
 from keras_adamax.callbacks._measurement import (
     SUMMARIES,
     Measurement,
-    Started,
     scalars_of,
 )
 from keras_adamax.callbacks._pending_records import PendingRecords, Record
@@ -37,10 +36,9 @@ class Recorder(RecordKeeper):
 
     A record is started when the next batch begins, or the epoch ends. Keras
     calls these hooks in `fit`'s own thread and in order, whatever the backend
-    does meanwhile, and `on_train_batch_end` not necessarily. It is written
-    when its numbers have come, so that nobody waits for the device; at the
-    latest when the next one is due, somebody asks for the records, the epoch
-    ends, or `fit` has failed.
+    does meanwhile, and `on_train_batch_end` not necessarily. Its numbers are
+    waited for one batch later, so that the device has work meanwhile; or when
+    somebody asks for the records, the epoch ends, or `fit` has failed.
 
     Args:
         update_freq: `"epoch"`, or a number of batches.
@@ -102,11 +100,15 @@ class Recorder(RecordKeeper):
         """Starts measuring; False if the model is not built so far."""
         raise NotImplementedError
 
-    def _start_measuring(self, has_window: bool) -> Started:
+    def _start_measuring(self, has_window: bool) -> Callable[..., Measurement]:
         """Starts to measure from the last call or `_begin_window` until now.
 
         Args:
             has_window: False if there is nothing to measure from.
+
+        Returns:
+            Function that waits for the result. It is told whether the model's
+            variables hold what the last step gave; else it must not read them.
         """
         raise NotImplementedError
 
@@ -192,14 +194,12 @@ class Recorder(RecordKeeper):
             return
         self._thread.check()
         done = self._counter.advance(batch)
-        if not self._counter.is_due(int(self.update_freq)):
-            self._pending.finish_ready(self._writer.write)
-        else:
-            self._finish_pending()
-            self._pending.add(done, *self._start_record(done))
+        self._finish_pending()
+        if self._counter.is_due(int(self.update_freq)):
+            self._pending.add(done, self._start_record(done))
             if self.batch_logs:  # those of the batch that begins
                 self._finish_pending()
-        if not self._has_window and batch > 0:
+        elif not self._has_window and batch > 0:
             self._open_window()
 
     def on_train_batch_end(
@@ -227,11 +227,9 @@ class Recorder(RecordKeeper):
             logger._finish_pending(at_once=True)
         scalars = scalars_of(logs)
         if self.update_freq == "epoch":
-            _, end = self._start_record(done)
-            self._writer.write(*end(True), scalars)
+            self._writer.write(*self._start_record(done)(True), scalars)
         elif self._counter.is_due(int(self.update_freq)):
-            _, end = self._start_record(done)
-            record = end(True)
+            record = self._start_record(done)(True)
             means = self._means.end_window(done, scalars)
             of_epoch = self._means.end_epoch(done, scalars)
             self._writer.write(*record, {**of_epoch, **means})
@@ -377,24 +375,24 @@ class Recorder(RecordKeeper):
             self._restore_window(restored["window"], restored["arrays"])
         self._restored = None
 
-    def _start_record(self, done: int) -> tuple[Any, Callable[[bool], Record]]:
+    def _start_record(self, done: int) -> Callable[[bool], Record]:
         self._counter.note_due()
         had_window = self._has_window
         self._open_window()
-        started = self._start_measuring(had_window)
+        measure = self._start_measuring(had_window)
         if self.update_freq != "epoch":
             self._means.learn_names(self._model, self.params)
 
         def end(is_up_to_date: bool) -> Record:
             measurement = self._runs.under_recorded_names(
-                started.end(is_up_to_date), self._model
+                measure(is_up_to_date), self._model
             )
             # One assignment: a thread may be reading it.
             self._summary = dict(measurement.summary)
             moment = Moment(self._runs.run, self._epoch, done, measurement.step)
             return moment, measurement
 
-        return started.numbers, end
+        return end
 
     def _finish_pending(
         self, at_once: bool = False, is_up_to_date: bool = True

@@ -20,7 +20,7 @@ from keras_adamax.callbacks import (
 from keras_adamax.callbacks._clip_counts import Reading, Totals
 from keras_adamax.callbacks._clip_windows import ClipWindow
 from keras_adamax.callbacks._first_warnings import FirstWarnings
-from keras_adamax.callbacks._measurement import Measurement, Started
+from keras_adamax.callbacks._measurement import Measurement
 from keras_adamax.callbacks._recorder import Recorder
 from keras_adamax.clip_statistics import ClipStatistics
 from keras_adamax.spike_rule import Spike
@@ -264,20 +264,18 @@ class ClipRateLogger(Recorder):
             self._windows.append(ClipWindow.of(its.at_begin(), self._epoch, 0))
         return step
 
-    def _start_measuring(self, has_window: bool) -> Started:
+    def _start_measuring(self, has_window: bool) -> Callable[..., Measurement]:
         del has_window  # an optimizer that was not built had counted nothing
         optimizers = self._ours()
         if not optimizers:
             self._check_model()
-        reading = _clip_counts.start(self._optimizers)
-        end = functools.partial(
+        return functools.partial(
             self._measure,
             optimizers,
-            reading,
+            _clip_counts.start(self._optimizers),
             [optimizer.scheduled_values() for optimizer in optimizers],
             self._counter.done,
         )
-        return Started(reading.packed, end)
 
     def _measure(
         self,

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops, saving
+from keras import saving
 
 from keras_adamax import _validation
 from keras_adamax.callbacks import _optimizers, _unchanged_weights
 from keras_adamax.callbacks._callback_list import join
-from keras_adamax.callbacks._measurement import Measurement, Started
+from keras_adamax.callbacks._measurement import Measurement
 from keras_adamax.callbacks._recorder import Recorder
 from keras_adamax.callbacks._weight_changes import WeightChange, WeightChanges
 from keras_adamax.clip_statistics import ClipStatistics
@@ -156,22 +156,19 @@ class WeightDeltaLogger(Recorder):
         self._last_updates = self._read_updates()
         return True
 
-    def _start_measuring(self, has_window: bool) -> Started:
+    def _start_measuring(self, has_window: bool) -> Callable[..., Measurement]:
         self._bring_up_to_date()
         if self._changes is None:
             step = self._read_step()
             summary = dict.fromkeys(self.summary_keys, math.nan)
-            nothing = Measurement(step, (), {}, summary)
-            return Started(ops.zeros(()), lambda _: nothing)
-        packed = self._changes.measure(_optimizers.updates(self._optimizers))
-        end = functools.partial(
+            return lambda _: Measurement(step, (), {}, summary)
+        return functools.partial(
             self._measure,
             self._changes,
-            packed,
+            self._changes.measure(_optimizers.updates(self._optimizers)),
             self._read_updates(),
             has_window,
         )
-        return Started(packed, end)
 
     def _measure(
         self,

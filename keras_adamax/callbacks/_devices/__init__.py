@@ -39,10 +39,6 @@ class Device(Protocol):
         """`measure` of what is kept, which becomes a copy of `current`."""
         ...
 
-    def is_ready(self, value: Tensor) -> bool:
-        """Whether nobody has to wait for the value."""
-        ...
-
     def after(self, event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         """The values, made known only when `event` has been computed."""
         ...

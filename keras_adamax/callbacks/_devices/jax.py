@@ -64,11 +64,6 @@ def _measure(
     return pack(parts, step)
 
 
-def is_ready(value: Tensor) -> bool:
-    """Whether nobody has to wait for the value."""
-    return value.is_ready()
-
-
 def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """The values, made known only when `event` has been computed."""
     return jax.lax.optimization_barrier((*values, event))[:-1]

@@ -69,12 +69,6 @@ def measure_and_keep(
     return packed
 
 
-def is_ready(value: Tensor) -> bool:
-    """Always: eager operations wait."""
-    del value
-    return True
-
-
 def after(event: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """The values, made known only when `event` has been computed."""
     del event  # what is asked for twice is computed twice
