@@ -4,7 +4,9 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 checkout=$PWD
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+begun=()
+# When each step began is printed at the end, however it ends.
+trap 'printf "%s\n" "" "${begun[@]}"; rm -rf "$scratch"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 # Nothing may be skipped for want of a server here.
 export CI=true
@@ -12,6 +14,7 @@ export CI=true
 unset KERAS_BACKEND PYTHONPATH VIRTUAL_ENV
 
 step() {
+    begun+=("after $((SECONDS / 60)) min: $*")
     printf '\n=== %s (after %d min)\n' "$*" "$((SECONDS / 60))"
 }
 

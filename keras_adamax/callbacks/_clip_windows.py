@@ -1,6 +1,7 @@
 """What `AdamaxClipped` optimizers have counted between two records."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,33 @@ def _renamed(
     by_path: Mapping[str, Any], names: Mapping[str, str]
 ) -> dict[str, Any]:
     return {names.get(path, path): value for path, value in by_path.items()}
+
+
+def rates(
+    optimizers: Sequence[AdamaxClipped],
+    now: Sequence[Totals],
+    clips: Sequence[ClipStatistics | None],
+) -> list[float]:
+    """The clip rate of each variable.
+
+    Args:
+        optimizers: The optimizers.
+        now: What each has counted.
+        clips: What each has clipped since an earlier moment; `None` where that
+            is not known.
+    """
+    found: list[float] = []
+    for optimizer, its, elapsed in zip(optimizers, now, clips, strict=True):
+        if elapsed is None:
+            found += [math.nan] * len(its.clips.counted)
+        elif optimizer.clip_gradients:
+            found += [
+                math.nan if path in its.diverged else rate
+                for path, rate in elapsed.rates().items()
+            ]
+        else:
+            found += [0.0] * len(elapsed.counted)
+    return found
 
 
 def summary(

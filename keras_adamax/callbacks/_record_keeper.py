@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_adamax import records
-from keras_adamax.callbacks._measurement import QUANTITIES
+from keras_adamax.callbacks._measurement import QUANTITIES, SUMMARIES
 from keras_adamax.callbacks._runs import Runs
 from keras_adamax.records import Block, Records
 
@@ -23,6 +23,10 @@ class RecordKeeper(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._runs = Runs(type(self).__name__)
+
+    @classmethod
+    def _all_summaries(cls) -> tuple[str, ...]:
+        return tuple(name for name in cls.quantities if name in SUMMARIES)
 
     def settle(self) -> None:
         """Adds the records that are being made."""

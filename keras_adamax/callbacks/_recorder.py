@@ -20,7 +20,6 @@ from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._files import Files
 from keras_adamax.callbacks._fit_thread import FitThread
 from keras_adamax.callbacks._measurement import (
-    SUMMARIES,
     Measurement,
     scalars_of,
 )
@@ -148,18 +147,14 @@ class Recorder(RecordKeeper):
         model = self.model
         _callback_list.put_first(Recorder)
         # A `fit` that fails calls no hook any more.
-        _callback_list.when_gone(self.settle)
+        _callback_list.when_gone(self._end_fit, self._thread)
         self._optimizers = _optimizers.of_model(model)
         self._check_model()
         self._counter = make_counter(self.params, model)
         self._writer.close()
         is_first = _processes.is_first()
-        files = Files(
-            self.filename if is_first else None,
-            self.log_dir if is_first else None,
-            self.summary_keys[0],
-            type(self).__name__,
-        )
+        places = (self.filename, self.log_dir) if is_first else (None, None)
+        files = Files(*places, self.summary_keys[0], type(self).__name__)
         self._writer = RecordWriter(
             self._runs, files, self.on_record if is_first else None
         )
@@ -411,6 +406,10 @@ class Recorder(RecordKeeper):
         if self._thread.is_current:
             self._finish_pending(at_once=True, is_up_to_date=False)
 
+    def _end_fit(self, thread: FitThread) -> None:
+        if thread is self._thread:  # no other `fit` has begun
+            self._finish_pending(at_once=True, is_up_to_date=False)
+
     # Serialization
 
     def get_config(self) -> dict[str, Any]:
@@ -433,10 +432,6 @@ class Recorder(RecordKeeper):
             "log_dir": self.log_dir,
             "filename": self.filename,
         }
-
-    @classmethod
-    def _all_summaries(cls) -> tuple[str, ...]:
-        return tuple(name for name in cls.quantities if name in SUMMARIES)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Recorder":

@@ -1,7 +1,6 @@
 """`ClipRateLogger`: how often gradients are clipped, and how large they are."""
 
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,7 +96,7 @@ class ClipRateLogger(Recorder):
             of some of them. A line in a terminal of 80 columns has no room for
             them. Defaults to `False`.
         on_record: Function of `step`, `name` and `value`, called for each
-            value that is recorded, in the thread of `fit`; see
+            value that is recorded, in the thread of `fit`, one batch later; see
             `keras_adamax.trackers`. `name` is the path of a variable and the
             quantity, with a slash between them, or the quantity alone.
             Defaults to `None`.
@@ -293,7 +292,7 @@ class ClipRateLogger(Recorder):
         summary = _clip_windows.summary(
             self.summary_keys, optimizers, now, before, clips
         )
-        values = {"clip_rate": self._rates(optimizers, clips)}
+        values = {"clip_rate": _clip_windows.rates(optimizers, now, clips)}
         for optimizer, its, elapsed in zip(
             optimizers, scheduled, clips, strict=True
         ):
@@ -318,27 +317,6 @@ class ClipRateLogger(Recorder):
             earlier=earlier,
             scheduled=_clip_counts.named(optimizers, scheduled),
         )
-
-    def _rates(
-        self,
-        optimizers: Sequence[AdamaxClipped],
-        all_clips: Sequence[ClipStatistics | None],
-    ) -> list[float]:
-        """The clip rate of each variable."""
-        rates: list[float] = []
-        for optimizer, now, clips in zip(
-            optimizers, self._latest, all_clips, strict=True
-        ):
-            if clips is None:
-                rates += [math.nan] * len(now.clips.counted)
-            elif optimizer.clip_gradients:
-                rates += [
-                    math.nan if path in now.diverged else rate
-                    for path, rate in clips.rates().items()
-                ]
-            else:
-                rates += [0.0] * len(clips.counted)
-        return rates
 
     def _measure_gradients(
         self, optimizers: Sequence[AdamaxClipped], before: Sequence[Totals]

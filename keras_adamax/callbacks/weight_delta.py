@@ -69,7 +69,7 @@ class WeightDeltaLogger(Recorder):
             of some of them. A line in a terminal of 80 columns has no room for
             them. Defaults to `False`.
         on_record: Function of `step`, `name` and `value`, called for each
-            value that is recorded, in the thread of `fit`; see
+            value that is recorded, in the thread of `fit`, one batch later; see
             `keras_adamax.trackers`. `name` is the path of a variable and the
             quantity, with a slash between them, or the quantity alone.
             Defaults to `None`.

@@ -1,13 +1,14 @@
-"""A record is written when its numbers have come; nothing is lost meanwhile."""
+"""A record is written one batch later; nothing is lost meanwhile."""
 
 import gc
+import time
 
 import keras
 import numpy as np
 import pytest
 
 from keras_adamax import ClipRateLogger, WeightDeltaLogger, records
-from keras_adamax.callbacks import _clip_counts, _devices
+from keras_adamax.callbacks import _clip_counts
 from tests.callbacks import training
 
 EVERY = 2
@@ -53,7 +54,12 @@ def test_a_fit_that_fails_keeps_the_last_record(tmp_path):
 
     fit()
     gc.collect()
+    until = time.monotonic() + 20
     blocks = records.load(path)
+    # On JAX, a thread of Keras may be the last to have the callbacks.
+    while blocks[-1].moment.step < 4 and time.monotonic() < until:
+        time.sleep(0.1)
+        blocks = records.load(path)
     assert {block.moment.step for block in blocks} == {2, 4}
     names = {key.quantity for b in blocks for key in b.keys}
     assert {"clip_rate", "weight_delta", "loss"} <= names
@@ -88,10 +94,8 @@ def test_callbacks_see_the_batch_before():
         assert steps_of({"step": logger.records["step"][losses]}) == [2, 4, 6]
 
 
-@pytest.mark.parametrize("is_ready", [False, True])
-def test_nobody_waits_for_the_device(monkeypatch, is_ready):
-    """A record that is not ready is waited for when the next one is due."""
-    monkeypatch.setattr(_devices.load(), "is_ready", lambda _: is_ready)
+def test_it_is_waited_for_one_batch_later(monkeypatch):
+    """So that the device has the next one to work on meanwhile."""
     batches, read = [], []
     really_read = _clip_counts.read
 
@@ -103,13 +107,10 @@ def test_nobody_waits_for_the_device(monkeypatch, is_ready):
         def on_train_batch_begin(self, batch, logs=None):
             batches.append(batch)
 
-        def on_train_batch_end(self, batch, logs=None):
-            """On JAX, Keras brings logs in a thread else, any time."""
-
     logger = ClipRateLogger(EVERY)
     model = training.make_model()
     training.fit(model, [ClipRateLogger()])  # what is built once
     monkeypatch.setattr(_clip_counts, "read", note)
     training.fit(model, [logger, Count()])
     # When the window begins; for batches 2 and 4; and at the epoch's end.
-    assert read == [0, *([3, 5] if is_ready else [4, 6]), 6]
+    assert read == [0, 3, 5, 6]
