@@ -39,7 +39,9 @@ def results(tmp_path_factory):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = os.environ | {
         "KERAS_BACKEND": BACKEND,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": (
+            f"--xla_force_host_platform_device_count={REPLICAS['jax']}"
+        ),
         # The devices are virtual CPUs, whatever the machine has.
         "CUDA_VISIBLE_DEVICES": "",
         "JAX_PLATFORMS": "cpu",

@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -59,27 +59,6 @@ def together_with(logger: Any) -> list[Any]:
 def _attached_to(callbacks: Any) -> list[Any]:
     loggers = [reference() for reference in _attached.get(callbacks, [])]
     return [logger for logger in loggers if logger is not None]
-
-
-def when_gone(method: Callable[[Any], None], argument: Any) -> None:
-    """Has a logger's method called when the running `fit` is over.
-
-    Keras's list is freed then, however `fit` ends: in whatever thread has it
-    last; at the latest when the interpreter ends.
-
-    Args:
-        method: The method. Its logger is not kept alive.
-        argument: What it is called with.
-    """
-    callbacks = running()
-    if callbacks is not None:
-        weakref.finalize(callbacks, _call, weakref.WeakMethod(method), argument)
-
-
-def _call(method: weakref.WeakMethod, argument: Any) -> None:
-    its = method()
-    if its is not None:
-        its(argument)
 
 
 def put_first(kind: type) -> None:

@@ -1,5 +1,6 @@
 """What the loggers have in common: when a record is due."""
 
+import atexit
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +20,21 @@ from keras_adamax.callbacks._batch_logs import BatchLogs
 from keras_adamax.callbacks._batches import make_counter
 from keras_adamax.callbacks._files import Files
 from keras_adamax.callbacks._fit_thread import FitThread
-from keras_adamax.callbacks._measurement import (
-    Measurement,
-    scalars_of,
-)
+from keras_adamax.callbacks._measurement import Measurement, scalars_of
 from keras_adamax.callbacks._pending_records import PendingRecords, Record
 from keras_adamax.callbacks._record_keeper import RecordKeeper
 from keras_adamax.callbacks._record_writer import RecordWriter
 from keras_adamax.callbacks._window_means import WindowMeans
 from keras_adamax.records import Block, Moment
+
+# Loggers that may have a record on its way: a `fit` that fails calls no hook.
+_unsettled: "set[Recorder]" = set()
+
+
+@atexit.register
+def _settle_all() -> None:
+    while _unsettled:
+        _unsettled.pop().settle()
 
 
 class Recorder(RecordKeeper):
@@ -36,8 +43,7 @@ class Recorder(RecordKeeper):
     A record is started when the next batch begins, or the epoch ends. Keras
     calls these hooks in `fit`'s own thread and in order, whatever the backend
     does meanwhile, and `on_train_batch_end` not necessarily. Its numbers are
-    waited for one batch later, so that the device has work meanwhile; or when
-    somebody asks for the records, the epoch ends, or `fit` has failed.
+    waited for one batch later, so that the device has work meanwhile.
 
     Args:
         update_freq: `"epoch"`, or a number of batches.
@@ -140,14 +146,12 @@ class Recorder(RecordKeeper):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks that records can be made and written."""
-        self.settle()  # what a `fit` that failed has left
+        _settle_all()  # before a file is read that they belong into
         self._reset()
         self._thread.begin()
         self._has_begun_training = True
         model = self.model
         _callback_list.put_first(Recorder)
-        # A `fit` that fails calls no hook any more.
-        _callback_list.when_gone(self._end_fit, self._thread)
         self._optimizers = _optimizers.of_model(model)
         self._check_model()
         self._counter = make_counter(self.params, model)
@@ -192,6 +196,7 @@ class Recorder(RecordKeeper):
         self._finish_pending()
         if self._counter.is_due(int(self.update_freq)):
             self._pending.add(done, self._start_record(done))
+            _unsettled.add(self)
             if self.batch_logs:  # those of the batch that begins
                 self._finish_pending()
         elif not self._has_window and batch > 0:
@@ -245,6 +250,7 @@ class Recorder(RecordKeeper):
         if not self._has_begun_run and self._restored is not None:
             self._begin_run(0)  # it had been trained to the end
         self._finish_pending(at_once=True)
+        _unsettled.discard(self)
         self._end_windows()
         self._has_window = False
         self._writer.close()
@@ -291,7 +297,7 @@ class Recorder(RecordKeeper):
         """
         has_window = self._has_window and self.update_freq != "epoch"
         window, arrays = self._window_state() if has_window else (None, [])
-        files = self._writer.files
+        files = self._writer.files or Files(None, None, "", "")
         return {
             "class": type(self).__name__,
             "run": self._runs.run,
@@ -299,7 +305,7 @@ class Recorder(RecordKeeper):
             "last_total": self._counter.last_due,
             "summary": dict(self._summary),
             "means": self._means.to_json(),
-            **(files or Files(None, None, "", "")).backup_state(),
+            **files.backup_state(),
             "window": window,
             "config": self._destination(),
             "variables": self._runs.architecture(self._model),
@@ -406,10 +412,6 @@ class Recorder(RecordKeeper):
         if self._thread.is_current:
             self._finish_pending(at_once=True, is_up_to_date=False)
 
-    def _end_fit(self, thread: FitThread) -> None:
-        if thread is self._thread:  # no other `fit` has begun
-            self._finish_pending(at_once=True, is_up_to_date=False)
-
     # Serialization
 
     def get_config(self) -> dict[str, Any]:
@@ -417,12 +419,11 @@ class Recorder(RecordKeeper):
         batch_logs: bool | list[str] = list(self.batch_logs)
         if self.batch_logs == self._all_summaries():
             batch_logs = True
-        on_record = self.on_record
         return {
             **self._destination(),
             "batch_logs": batch_logs or False,
-            "on_record": on_record
-            and keras.saving.serialize_keras_object(on_record),
+            "on_record": self.on_record
+            and keras.saving.serialize_keras_object(self.on_record),
         }
 
     def _destination(self) -> dict[str, Any]:
